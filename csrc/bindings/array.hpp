@@ -1,0 +1,65 @@
+// Arrays from Python: NumPy's and anything that speaks DLPack, checked and borrowed without a copy.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/stream.hpp"
+
+SP_BEGIN
+
+namespace py = pybind11;
+
+enum class Access { read, write };
+
+// A C-contiguous array on this module's device, alive as long as this object.
+struct Array {
+    void* data = nullptr;
+    std::string dtype;  // NumPy's name
+    std::vector<index> shape;
+    py::object owner;
+
+    index size() const {
+        index n = 1;
+        for (index s : shape) n *= s;
+        return n;
+    }
+    index bytes() const;
+    template <class T>
+    T* as() const {
+        return static_cast<T*>(data);
+    }
+};
+
+// Raises TypeError for a kind, dtype or device, ValueError for layout and writability, each as
+// "name: expected ..., got ...".
+Array borrow(const py::handle& object, const char* name, Access access);
+Array borrow(const py::handle& object, const char* name, Access access, const std::string& dtype);
+Array borrow(const py::handle& object, const char* name, Access access, const std::string& dtype,
+             const std::vector<index>& shape);
+
+// Raises ValueError when a written array shares memory with another one.
+void refuse_overlap(const std::vector<std::pair<const char*, const Array*>>& written,
+                    const std::vector<std::pair<const char*, const Array*>>& read);
+
+[[noreturn]] void raise_type(const char* name, const std::string& wanted, const std::string& got);
+[[noreturn]] void raise_value(const char* name, const std::string& wanted, const std::string& got);
+std::string text(const std::vector<index>& shape);
+
+// DLPack's code of the device that this module works on, and its word.
+int device_type();
+const char* device_word();
+
+// The stream that calls of this thread run on.
+Stream current_stream();
+
+template <class T>
+constexpr const char* dtype_name() {
+    return sizeof(T) == 4 ? "float32" : "float64";
+}
+
+SP_END

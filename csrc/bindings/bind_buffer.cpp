@@ -1,0 +1,114 @@
+// A piece of device memory that Python owns, exported by DLPack.
+#include <cstring>
+#include <memory>
+
+#include "bindings/array.hpp"
+#include "bindings/bind.hpp"
+#include "bindings/dlpack.hpp"
+#include "core/buffer.hpp"
+
+SP_BEGIN
+
+namespace {
+
+struct Exported {
+    dlpack::ManagedVersioned versioned;
+    dlpack::Managed legacy;
+    std::vector<index> shape, strides;
+    std::shared_ptr<Buffer> buffer;
+};
+
+template <class M>
+void give_back(M* managed) {
+    delete static_cast<Exported*>(managed->context);
+}
+
+template <class M>
+void destroy_unused(PyObject* capsule, const char* name) {
+    // A consumer that took the tensor renames the capsule and calls the deleter itself.
+    if (!PyCapsule_IsValid(capsule, name)) return;
+    auto* managed = static_cast<M*>(PyCapsule_GetPointer(capsule, name));
+    managed->deleter(managed);
+}
+
+py::capsule to_dlpack(const std::shared_ptr<Buffer>& buffer, index offset,
+                      const std::vector<index>& shape, const std::vector<index>& strides, int code, int bits, bool versioned) {
+    auto exported = std::make_unique<Exported>();
+    Exported& e = *exported;
+    e.shape = shape;
+    e.strides = strides;
+    e.buffer = buffer;
+    dlpack::Tensor tensor{};
+    tensor.data = buffer->data();
+    tensor.device = {device_type(), 0};
+    tensor.ndim = static_cast<int>(shape.size());
+    tensor.dtype = {static_cast<std::uint8_t>(code), static_cast<std::uint8_t>(bits), 1};
+    tensor.byte_offset = static_cast<std::uint64_t>(offset);
+    tensor.shape = e.shape.data();
+    tensor.strides = e.strides.data();
+    if (versioned) {
+        e.versioned = {1, 0, exported.get(), &give_back<dlpack::ManagedVersioned>, 0, tensor};
+        return py::capsule(&exported.release()->versioned, "dltensor_versioned", [](PyObject* c) {
+            destroy_unused<dlpack::ManagedVersioned>(c, "dltensor_versioned");
+        });
+    }
+    e.legacy = {tensor, exported.get(), &give_back<dlpack::Managed>};
+    return py::capsule(&exported.release()->legacy, "dltensor", [](PyObject* c) {
+        destroy_unused<dlpack::Managed>(c, "dltensor");
+    });
+}
+
+void check_within(const Buffer& buffer, index offset, index bytes) {
+    if (offset < 0 || bytes < 0 || offset + bytes > index(buffer.bytes())) {
+        raise_value("buffer", "a range within " + std::to_string(buffer.bytes()) + " bytes",
+                    std::to_string(bytes) + " at " + std::to_string(offset));
+    }
+}
+
+char* at(const Buffer& buffer, index offset) { return static_cast<char*>(buffer.data()) + offset; }
+
+// Host memory, whatever this module's device is.
+Array host(const py::array& a, const char* name) {
+    if (!(a.flags() & py::array::c_style)) raise_value(name, "a C-contiguous array", "another");
+    Array result;
+    result.data = const_cast<void*>(a.data());
+    result.dtype = py::str(a.dtype().attr("name"));
+    result.shape.assign(a.shape(), a.shape() + a.ndim());
+    return result;
+}
+
+}  // namespace
+
+void bind_buffer(py::module_& m) {
+    py::class_<Buffer, std::shared_ptr<Buffer>>(m, "Buffer", py::module_local())
+        .def(py::init([](index bytes) {
+                 if (bytes < 0) raise_value("nbytes", "at least 0", std::to_string(bytes));
+                 auto buffer = std::make_shared<Buffer>(current_stream(), std::size_t(bytes));
+                 fill_zero(current_stream(), buffer->data(), buffer->bytes());
+                 return buffer;
+             }),
+             py::arg("nbytes"))
+        .def_property_readonly("nbytes", &Buffer::bytes)
+        .def("copy_from", [](Buffer& self, const py::array& x) {
+            const Array a = host(x, "x");
+            check_within(self, 0, a.bytes());
+            copy_from_host(current_stream(), self.data(), a.data, a.bytes());
+        })
+        .def("copy_to", [](const Buffer& self, py::array& out, index offset) {
+            const Array a = host(out, "out");
+            if (!out.writeable()) raise_value("out", "a writable array", "a read-only one");
+            check_within(self, offset, a.bytes());
+            copy_to_host(current_stream(), a.data, at(self, offset), a.bytes());
+        })
+        .def("copy", [](const Buffer& self, index offset, index bytes) {
+            check_within(self, offset, bytes);
+            auto buffer = std::make_shared<Buffer>(current_stream(), std::size_t(bytes));
+            copy_on_device(current_stream(), buffer->data(), at(self, offset), bytes);
+            return buffer;
+        })
+        .def("dlpack", &to_dlpack, py::arg("offset"), py::arg("shape"), py::arg("strides"), py::arg("code"),
+             py::arg("bits"), py::arg("versioned"))
+        .def("dlpack_device", [](const Buffer&) { return py::make_tuple(device_type(), 0); });
+}
+
+SP_END

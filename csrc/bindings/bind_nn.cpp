@@ -1,0 +1,204 @@
+// Networks bound to rows: evaluation, products with the Hessian, and the four methods for tests.
+#include "bindings/array.hpp"
+#include "bindings/bind.hpp"
+#include "nn/network.hpp"
+
+SP_BEGIN
+
+namespace {
+
+LayerSpec layer_spec(const py::dict& d) {
+    LayerSpec s;
+    const auto take = [&](const char* key, auto& value) {
+        if (d.contains(key)) value = py::cast<std::decay_t<decltype(value)>>(d[key]);
+    };
+    take("kind", s.kind);
+    take("inputs", s.inputs);
+    take("outputs", s.outputs);
+    take("parameters", s.parameters);
+    take("buffers", s.buffers);
+    take("bias", s.bias);
+    take("affine", s.affine);
+    take("eps", s.eps);
+    take("momentum", s.momentum);
+    if (d.contains("children")) {
+        for (const auto& child : d["children"]) {
+            s.children.push_back(layer_spec(py::cast<py::dict>(child)));
+        }
+    }
+    return s;
+}
+
+NetworkSpec network_spec(const py::dict& d) {
+    return {layer_spec(py::cast<py::dict>(d["layers"])), py::cast<std::string>(d["loss"]),
+            py::cast<index>(d["inputs"]), py::cast<index>(d["outputs"]),
+            py::cast<index>(d["parameters"])};
+}
+
+Level level_of(const std::string& name) {
+    if (name == "value") return Level::value;
+    if (name == "gradient") return Level::gradient;
+    if (name == "product") return Level::product;
+    raise_value("level", "value, gradient or product", name);
+}
+
+// A pass with the arrays it points into: they live as long as products are asked for.
+template <class T>
+class BoundPass {
+   public:
+    BoundPass(const py::dict& spec, index rows, const std::string& level, bool frozen,
+              bool input_gradient, std::shared_ptr<Scratch> scratch)
+        : spec_(network_spec(spec)), rows_(rows), level_(level_of(level)),
+          pass_(current_stream(), spec_, rows, level_, frozen, input_gradient,
+                scratch ? std::move(scratch) : std::make_shared<Scratch>()) {}
+
+    std::size_t bytes() const { return pass_.bytes(); }
+    std::size_t tangent_bytes(index directions) const { return pass_.tangent_bytes(directions); }
+
+    void evaluate(const py::object& x, const py::object& targets, const py::object& indices,
+                  const py::object& theta, const py::object& buffers, bool update_buffers,
+                  double weight, const py::object& gradient, bool accumulate) {
+        Array x_ = borrow(x, "x", Access::read, dtype);
+        if (x_.shape.size() != 2 || x_.shape[1] != spec_.inputs ||
+            (indices.is_none() && x_.shape[0] != rows_)) {
+            raise_value("x", "shape " + text({rows_, spec_.inputs}), text(x_.shape));
+        }
+        const index n = x_.shape[0];
+        typename Pass<T>::Batch batch{x_.template as<T>(), {}, nullptr};
+        Array targets_, indices_, buffers_, gradient_;
+        if (spec_.loss == "cross_entropy") {
+            targets_ = borrow(targets, "y", Access::read, "int32", {n});
+            batch.targets.labels = targets_.template as<std::int32_t>();
+        } else if (!spec_.loss.empty()) {
+            targets_ = borrow(targets, "y", Access::read, dtype, {n, spec_.outputs});
+            batch.targets.values = targets_.template as<T>();
+        }
+        if (!indices.is_none()) {
+            indices_ = borrow(indices, "indices", Access::read, "int64", {rows_});
+            batch.indices = indices_.template as<std::int64_t>();
+        }
+        Array theta_ = borrow(theta, "theta", Access::read, dtype, {spec_.parameters});
+        if (!buffers.is_none()) {
+            buffers_ = borrow(buffers, "buffers", update_buffers ? Access::write : Access::read,
+                              dtype);
+        }
+        const bool wants_gradient = level_ != Level::value && !spec_.loss.empty();
+        if (wants_gradient) {
+            gradient_ = borrow(gradient, "gradient", Access::write, dtype, {spec_.parameters});
+            refuse_overlap({{"gradient", &gradient_}}, {{"theta", &theta_}, {"x", &x_}});
+        }
+        evaluated_ = false;
+        {
+            const py::gil_scoped_release release;
+            pass_.evaluate(batch, theta_.template as<T>(), buffers_.template as<T>(),
+                           update_buffers, weight, gradient_.template as<T>(), accumulate);
+        }
+        evaluated_ = true;
+        x_kept_ = std::move(x_);
+        theta_kept_ = std::move(theta_);
+        buffers_kept_ = std::move(buffers_);
+    }
+
+    double loss() const { return pass_.loss(); }
+
+    void output(const py::object& out) const {
+        const Array out_ = borrow(out, "out", Access::write, dtype, {rows_, spec_.outputs});
+        copy_on_device(current_stream(), out_.data, pass_.output(), out_.bytes());
+    }
+
+    // v and out are (n) or (directions, n).
+    void product(const py::object& v, const py::object& out, bool accumulate) {
+        require_evaluated();
+        const Array v_ = directions(v, "v", Access::read, spec_.parameters);
+        const Array out_ = directions(out, "out", Access::write, spec_.parameters);
+        if (v_.shape != out_.shape) raise_value("out", "shape " + text(v_.shape), text(out_.shape));
+        refuse_overlap({{"out", &out_}}, {{"v", &v_}, {"theta", &theta_kept_}});
+        if (v_.size() == 0) return;
+        const py::gil_scoped_release release;
+        pass_.product(v_.template as<T>(), count(v_), out_.template as<T>(), accumulate);
+    }
+
+    void backward(const py::object& dy, const py::object& gradient, const py::object& dx) {
+        require_evaluated();
+        const Array dy_ = borrow(dy, "dy", Access::read, dtype, {rows_, spec_.outputs});
+        const Array g = borrow(gradient, "gradient", Access::write, dtype, {spec_.parameters});
+        const Array dx_ = borrow(dx, "dx", Access::write, dtype, {rows_, spec_.inputs});
+        pass_.backward(dy_.template as<T>(), g.template as<T>(), dx_.template as<T>());
+    }
+
+    void forward_tangent(const py::object& v, const py::object& xt, const py::object& yt) {
+        require_evaluated();
+        const Array v_ = directions(v, "v", Access::read, spec_.parameters);
+        const index k = count(v_);
+        const Array xt_ = borrow(xt, "xt", Access::read, dtype, {k, rows_, spec_.inputs});
+        const Array yt_ = borrow(yt, "yt", Access::write, dtype, {k, rows_, spec_.outputs});
+        pass_.forward_tangent(v_.template as<T>(), xt_.template as<T>(), k, yt_.template as<T>());
+        v_kept_ = v_;
+    }
+
+    void backward_tangent(const py::object& dyt, const py::object& out, const py::object& dxt) {
+        require_evaluated();
+        const Array out_ = directions(out, "out", Access::write, spec_.parameters);
+        const index k = count(out_);
+        if (v_kept_.data == nullptr || count(v_kept_) != k) {
+            raise_value("out", "as many directions as the forward tangent", std::to_string(k));
+        }
+        const Array dyt_ = borrow(dyt, "dyt", Access::read, dtype, {k, rows_, spec_.outputs});
+        const Array dxt_ = borrow(dxt, "dxt", Access::write, dtype, {k, rows_, spec_.inputs});
+        pass_.backward_tangent(dyt_.template as<T>(), k, out_.template as<T>(),
+                               dxt_.template as<T>());
+    }
+
+   private:
+    static constexpr auto dtype = dtype_name<T>();
+
+    void require_evaluated() const {
+        if (!evaluated_) throw py::value_error("pass: expected evaluate() first, got none");
+    }
+    static index count(const Array& a) { return a.shape.size() == 1 ? 1 : a.shape[0]; }
+    static Array directions(const py::object& o, const char* name, Access access, index columns) {
+        Array a = borrow(o, name, access, dtype);
+        const bool fits = (a.shape.size() == 1 || a.shape.size() == 2) && a.shape.back() == columns;
+        if (!fits) raise_value(name, "shape (k, " + std::to_string(columns) + ")", text(a.shape));
+        return a;
+    }
+
+    NetworkSpec spec_;
+    index rows_;
+    Level level_;
+    Pass<T> pass_;
+    bool evaluated_ = false;
+    Array x_kept_, theta_kept_, buffers_kept_, v_kept_;
+};
+
+template <class T>
+void bind_pass(py::module_& m, const char* name) {
+    using P = BoundPass<T>;
+    py::class_<P>(m, name, py::module_local())
+        .def(py::init<const py::dict&, index, const std::string&, bool, bool,
+                      std::shared_ptr<Scratch>>(),
+             py::arg("spec"), py::arg("rows"), py::arg("level"), py::arg("frozen"),
+             py::arg("input_gradient") = false, py::arg("scratch") = nullptr)
+        .def_property_readonly("nbytes", &P::bytes)
+        .def("tangent_nbytes", &P::tangent_bytes)
+        .def("evaluate", &P::evaluate, py::arg("x"), py::arg("y"), py::arg("indices"),
+             py::arg("theta"), py::arg("buffers"), py::arg("update_buffers"), py::arg("weight"),
+             py::arg("gradient"), py::arg("accumulate"))
+        .def("loss", &P::loss)
+        .def("output", &P::output)
+        .def("product", &P::product, py::arg("v"), py::arg("out"), py::arg("accumulate"))
+        .def("backward", &P::backward)
+        .def("forward_tangent", &P::forward_tangent)
+        .def("backward_tangent", &P::backward_tangent);
+}
+
+}  // namespace
+
+void bind_nn(py::module_& m) {
+    py::class_<Scratch, std::shared_ptr<Scratch>>(m, "Scratch", py::module_local())
+        .def(py::init<>());
+    bind_pass<float>(m, "Pass_float32");
+    bind_pass<double>(m, "Pass_float64");
+}
+
+SP_END

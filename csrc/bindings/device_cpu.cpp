@@ -1,0 +1,28 @@
+// What the CPU build tells of itself, and the settings it has.
+#include "bindings/array.hpp"
+#include "bindings/bind.hpp"
+#include "bindings/dlpack.hpp"
+#include "core/isa.hpp"
+#include "core/parallel.hpp"
+#include "ops/gemm.hpp"
+
+SP_BEGIN
+
+int device_type() { return dlpack::cpu; }
+const char* device_word() { return "cpu"; }
+Stream current_stream() { return {}; }
+
+void bind_device(py::module_& m) {
+    m.def("num_threads", &num_threads);
+    m.def("set_num_threads", [](int n) {
+        if (n < 1) raise_value("n", "at least 1", std::to_string(n));
+        set_num_threads(n);
+    });
+    m.def("isa", &isa_name);
+    m.def("set_isa", [](const char* name) {
+        if (!set_isa(name)) raise_value("name", "an instruction set of this machine", name);
+    });
+    m.def("blas", &blas_name);
+}
+
+SP_END

@@ -1,0 +1,40 @@
+// The ABI of DLPack 1.0 (github.com/dmlc/dlpack, include/dlpack/dlpack.h), as far as it is used.
+#pragma once
+
+#include <cstdint>
+
+namespace dlpack {
+
+constexpr int cpu = 1, cuda = 2, cuda_host = 3, cuda_managed = 13;
+
+struct Device {
+    std::int32_t type, id;
+};
+struct DataType {
+    std::uint8_t code, bits;
+    std::uint16_t lanes;
+};
+struct Tensor {
+    void* data;
+    Device device;
+    std::int32_t ndim;
+    DataType dtype;
+    std::int64_t* shape;
+    std::int64_t* strides;  // null: C order
+    std::uint64_t byte_offset;
+};
+struct Managed {
+    Tensor tensor;
+    void* context;
+    void (*deleter)(Managed*);
+};
+struct ManagedVersioned {
+    std::uint32_t major, minor;
+    void* context;
+    void (*deleter)(ManagedVersioned*);
+    std::uint64_t flags;
+    Tensor tensor;
+};
+constexpr std::uint64_t read_only = 1;
+
+}  // namespace dlpack

@@ -1,0 +1,58 @@
+// Where work runs, and how it is shared out.
+//
+// `run` calls a function once on each member of a team, and all of them run the same code: on the
+// CPU the members are threads, on CUDA there is one member whose calls are queued on a stream. Every
+// operation works on the rows that its member owns, so operations that stay within a row follow each
+// other without a barrier; what crosses rows calls `sync` first. Rows are owned in slabs whose
+// borders are a function of the size alone, so results do not depend on the number of threads.
+#pragma once
+
+#include <functional>
+
+#include "core/config.hpp"
+
+SP_BEGIN
+
+struct Range {
+    index begin, end;
+    index size() const { return end - begin; }
+};
+
+struct Stream {
+    void* native = nullptr;  // CPU: unused. CUDA: the stream and its cuBLAS handle
+    void synchronize() const;
+};
+
+struct Context {
+    int rank = 0, size = 1;
+    Stream stream;
+
+    void sync() const;
+    // The part of `count` equal units that this member owns.
+    Range share(index count) const { return {count * rank / size, count * (rank + 1) / size}; }
+};
+
+// The slabs of a number of rows.
+struct Slabs {
+    index rows, each, count;
+    Range operator[](index i) const {
+        const index end = (i + 1) * each;
+        return {i * each, end < rows ? end : rows};
+    }
+};
+Slabs slabs(index rows);
+
+// In how many column blocks a matrix product that sums over rows is cut.
+index column_blocks(index columns);
+
+template <class F>
+void for_owned_slabs(const Context& context, index rows, F&& f) {
+    const Slabs all = slabs(rows);
+    const Range mine = context.share(all.count);
+    for (index i = mine.begin; i < mine.end; ++i) f(i, all[i]);
+}
+
+// `work` is a rough count of scalar operations: little work is not worth a team.
+void run(const Stream& stream, double work, const std::function<void(const Context&)>& f);
+
+SP_END

@@ -1,0 +1,210 @@
+#include "nn/network.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+SP_BEGIN
+
+namespace {
+
+template <class T>
+class Sequential final : public Layer<T> {
+   public:
+    Sequential(const LayerSpec& spec, Plan<T>& plan, Signal<T>* input) {
+        this->output = input;
+        for (const LayerSpec& child : spec.children) {
+            layers_.push_back(make_layer(child, plan, this->output));
+            this->output = layers_.back()->output;
+        }
+    }
+    void forward(const Context& context) override {
+        for (auto& layer : layers_) layer->forward(context);
+    }
+    void backward(const Context& context) override {
+        for (auto it = layers_.rbegin(); it != layers_.rend(); ++it) (*it)->backward(context);
+    }
+    void forward_tangent(const Context& context, index directions) override {
+        for (auto& layer : layers_) layer->forward_tangent(context, directions);
+    }
+    void backward_tangent(const Context& context, index directions) override {
+        for (auto it = layers_.rbegin(); it != layers_.rend(); ++it) {
+            (*it)->backward_tangent(context, directions);
+        }
+    }
+
+   private:
+    std::vector<std::unique_ptr<Layer<T>>> layers_;
+};
+
+}  // namespace
+
+template <class T>
+std::unique_ptr<Layer<T>> make_layer(const LayerSpec& spec, Plan<T>& plan, Signal<T>* input) {
+    if (spec.kind == "sequential") return std::make_unique<Sequential<T>>(spec, plan, input);
+    if (spec.kind == "linear") return make_linear(spec, plan, input);
+    if (spec.kind == "batch_norm") return make_batch_norm(spec, plan, input);
+    return make_activation(spec, plan, input);
+}
+
+template <class T>
+Pass<T>::Pass(const Stream& stream, const NetworkSpec& spec, index rows, Level level, bool frozen,
+              bool input_gradient, std::shared_ptr<Scratch> scratch)
+    : stream_(stream), spec_(spec), scratch_(std::move(scratch)) {
+    plan_.rows = rows;
+    plan_.level = level;
+    plan_.frozen = frozen;
+    plan_.input_gradient = input_gradient;
+    plan_.theta.columns = spec.parameters;
+    input_.columns = spec.inputs;
+    if (input_gradient) {
+        plan_.values.add(input_.gradient, rows * spec.inputs);
+        plan_.tangents.add(input_.tangent, rows * spec.inputs);
+        plan_.tangents.add(input_.gradient_tangent, rows * spec.inputs);
+    }
+    plan_.values.add(gathered_, rows * spec.inputs);
+    plan_.values.add(gathered_labels_, rows);
+    plan_.values.add(gathered_targets_, spec.loss == "mean_squared_error" ? rows * spec.outputs : 0);
+    layers_ = make_layer(spec.layers, plan_, &input_);
+    if (!spec.loss.empty()) loss_ = make_loss(spec.loss, plan_, layers_->output);
+    work_ = double(rows) * double(spec.parameters + spec.inputs);
+    std::stable_sort(plan_.jobs.begin(), plan_.jobs.end(),
+                     [](const Job& a, const Job& b) { return a.work > b.work; });
+}
+
+template <class T>
+void Pass<T>::evaluate(const Batch& batch, const T* theta, T* buffers, bool update_buffers,
+                       double weight, T* gradient, bool accumulate) {
+    if (values_.data() == nullptr) {
+        values_ = Buffer(stream_, bytes());
+        plan_.values.place(values_.data(), 1);
+    }
+    weight_ = weight;
+    plan_.theta.value = const_cast<T*>(theta);  // written to by nobody
+    plan_.theta.gradient = gradient;
+    plan_.buffers = buffers;
+    plan_.update_buffers = update_buffers;
+    plan_.accumulate = accumulate;
+    input_.value = batch.indices ? gathered_ : const_cast<T*>(batch.x);
+    Targets<T> targets = batch.targets;
+    if (batch.indices && targets.labels) targets.labels = gathered_labels_;
+    if (batch.indices && targets.values) targets.values = gathered_targets_;
+    run(stream_, work_, [&](const Context& context) {
+        if (batch.indices) {
+            const index n = plan_.rows;
+            for_rows<rows::Gather<T>>(context, {batch.x, batch.indices, gathered_, spec_.inputs}, 1,
+                                      n);
+            if (batch.targets.labels) {
+                for_rows<rows::Gather<std::int32_t>>(
+                    context, {batch.targets.labels, batch.indices, gathered_labels_, 1}, 1, n);
+            }
+            if (batch.targets.values) {
+                for_rows<rows::Gather<T>>(
+                    context,
+                    {batch.targets.values, batch.indices, gathered_targets_, spec_.outputs}, 1, n);
+            }
+        }
+        layers_->forward(context);
+        if (!loss_) return;
+        loss_->forward(context, targets, T(weight / double(plan_.rows)));
+        if (plan_.level == Level::value) return;
+        layers_->backward(context);
+        context.sync();  // weight gradients sum over all rows
+        run_jobs(context, 0);
+    });
+}
+
+template <class T>
+double Pass<T>::loss() const {
+    std::vector<double> rows(plan_.rows);
+    copy_to_host(stream_, rows.data(), loss_->row_loss, rows.size() * sizeof(double));
+    return std::accumulate(rows.begin(), rows.end(), 0.0) * (weight_ / double(plan_.rows));
+}
+
+template <class T>
+void Pass<T>::reserve_tangents(index directions) {
+    const std::size_t bytes = plan_.tangents.bytes(directions);
+    if (scratch_->buffer.bytes() < bytes) scratch_->buffer = Buffer(stream_, bytes);
+    if (placed_at_ == scratch_->buffer.data() && placed_for_ == directions) return;
+    placed_at_ = scratch_->buffer.data();
+    placed_for_ = directions;
+    plan_.tangents.place(placed_at_, directions);
+}
+
+// Directions 0: the gradient. Members take jobs in turn, the largest first.
+template <class T>
+void Pass<T>::run_jobs(const Context& context, index directions) const {
+    const index jobs = static_cast<index>(plan_.jobs.size());
+    const index count = directions == 0 ? jobs : jobs * directions;
+    for (index i = context.rank; i < count; i += context.size) {
+        const Job& job = plan_.jobs[i % jobs];
+        if (directions == 0) {
+            job.gradient(context);
+        } else {
+            job.product(context, i / jobs);
+        }
+    }
+}
+
+template <class T>
+void Pass<T>::product(const T* v, index directions, T* product, bool accumulate) {
+    reserve_tangents(directions);
+    plan_.theta.tangent = const_cast<T*>(v);
+    plan_.theta.gradient_tangent = product;
+    plan_.accumulate = accumulate;
+    run(stream_, work_, [&](const Context& context) {
+        layers_->forward_tangent(context, directions);
+        loss_->tangent(context, directions, T(weight_ / double(plan_.rows)));
+        layers_->backward_tangent(context, directions);
+        context.sync();
+        run_jobs(context, directions);
+    });
+}
+
+template <class T>
+void Pass<T>::copy(T* to, const T* from, index count) const {
+    if (to && from) copy_on_device(stream_, to, from, count * sizeof(T));
+}
+
+template <class T>
+void Pass<T>::backward(const T* dy, T* gradient, T* dx) {
+    const Signal<T>& y = *layers_->output;
+    plan_.theta.gradient = gradient;
+    plan_.accumulate = false;
+    copy(y.gradient, dy, plan_.rows * y.columns);
+    run(stream_, work_, [&](const Context& context) {
+        layers_->backward(context);
+        context.sync();
+        run_jobs(context, 0);
+    });
+    copy(dx, input_.gradient, plan_.rows * input_.columns);
+}
+
+template <class T>
+void Pass<T>::forward_tangent(const T* v, const T* xt, index directions, T* yt) {
+    reserve_tangents(directions);
+    const Signal<T>& y = *layers_->output;
+    plan_.theta.tangent = const_cast<T*>(v);
+    copy(input_.tangent, xt, directions * plan_.rows * input_.columns);
+    run(stream_, work_,
+        [&](const Context& context) { layers_->forward_tangent(context, directions); });
+    copy(yt, y.tangent, directions * plan_.rows * y.columns);
+}
+
+template <class T>
+void Pass<T>::backward_tangent(const T* dyt, index directions, T* product, T* dxt) {
+    const Signal<T>& y = *layers_->output;
+    plan_.theta.gradient_tangent = product;
+    plan_.accumulate = false;
+    copy(y.gradient_tangent, dyt, directions * plan_.rows * y.columns);
+    run(stream_, work_, [&](const Context& context) {
+        layers_->backward_tangent(context, directions);
+        context.sync();
+        run_jobs(context, directions);
+    });
+    copy(dxt, input_.gradient_tangent, directions * plan_.rows * input_.columns);
+}
+
+template class Pass<float>;
+template class Pass<double>;
+
+SP_END

@@ -1,0 +1,69 @@
+// The elementwise functions of the layers and losses, and the list that instantiates them.
+#pragma once
+
+#include "nn/activation.hpp"
+#include "ops/map.hpp"
+
+SP_BEGIN
+
+namespace pointwise {
+
+template <class T>
+struct Copy {
+    using scalar = T;
+    static constexpr int arity = 2;
+    SP_HD void operator()(T& y, const T& x) const { y = x; }
+};
+
+template <class T>
+struct Multiply {
+    using scalar = T;
+    static constexpr int arity = 3;
+    SP_HD void operator()(T& y, const T& a, const T& b) const { y = a * b; }
+};
+
+// y = a b + c d
+template <class T>
+struct MultiplyAdd {
+    using scalar = T;
+    static constexpr int arity = 5;
+    SP_HD void operator()(T& y, const T& a, const T& b, const T& c, const T& d) const {
+        y = a * b + c * d;
+    }
+};
+
+template <class A, class T>
+struct Activate {
+    using scalar = T;
+    static constexpr int arity = 3;
+    SP_HD void operator()(T& y, T& slope, const T& x) const {
+        y = A::value(x);
+        slope = A::slope(x);
+    }
+};
+
+// d(slope)/dx dy: what the tangent of the backward pass adds.
+template <class A, class T>
+struct Curve {
+    using scalar = T;
+    static constexpr int arity = 3;
+    SP_HD void operator()(T& curvature, const T& x, const T& dy) const {
+        curvature = A::slope(Dual<T>{x, T(1)}).tangent * dy;
+    }
+};
+
+template <class T>
+struct Scale {
+    using scalar = T;
+    static constexpr int arity = 2;
+    T factor;
+    SP_HD void operator()(T& y, const T& x) const { y = factor * x; }
+};
+
+}  // namespace pointwise
+
+#define SP_POINTWISE(X)                                                               \
+    X(pointwise::Copy) X(pointwise::Multiply) X(pointwise::MultiplyAdd)               \
+    X(pointwise::Scale)
+
+SP_END

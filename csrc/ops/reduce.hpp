@@ -1,0 +1,26 @@
+// Sums: over the rows of matrices, column by column; and over vectors.
+#pragma once
+
+#include "core/stream.hpp"
+#include "ops/map.hpp"
+
+SP_BEGIN
+
+// For each direction and column the sums, over rows, of F::sums quantities, in double. F adds one
+// element's share with its call operator (double (&sum)[sums], operands...) and takes the totals
+// with `finish(sum, direction, column)`. All members take part; the results are everybody's on
+// return. `partial` is scratch of `reduce_columns_scratch` doubles.
+template <class F>
+void reduce_columns(const Context& context, const F& f, const Extent& extent,
+                    const Operands<F>& operands, double* partial);
+
+inline index reduce_columns_scratch(index directions, index rows, index columns, index sums) {
+    return slabs(rows).count * directions * columns * sums;
+}
+
+// out[c] (+)= sum over rows of x[row, c] for columns [begin, end); by the calling member alone.
+template <class T>
+void sum_rows(const Context& context, index rows, Range columns, const T* x, index stride,
+              bool accumulate, T* out);
+
+SP_END

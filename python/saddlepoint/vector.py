@@ -1,0 +1,230 @@
+"""Vectors on any device, and the eight functions through which all analysis touches them.
+
+``dot``, ``axpy``, ``scale``, ``norm``, ``copy``, ``empty_like``, ``random`` and ``gather`` take NumPy
+arrays, `Vector` and PyTorch tensors, stay on their device, and sum in float64 over blocks that do
+not depend on the number of threads. Only ``gather`` brings data to the host.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ._native import device_of, module, module_of
+from .errors import expected
+
+__all__ = [
+    "ArrayLike",
+    "Vector",
+    "axpy",
+    "copy",
+    "dot",
+    "empty_like",
+    "gather",
+    "norm",
+    "random",
+    "scale",
+]
+
+# A NumPy array, a Vector, or a tensor that speaks DLPack: the kinds share no type.
+ArrayLike: TypeAlias = Any
+
+
+def float_dtype(dtype: DTypeLike, name: str = "dtype") -> np.dtype[Any]:
+    """``dtype`` if it is float32 or float64; TypeError otherwise."""
+    result = np.dtype(dtype)
+    if result not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(expected(name, "dtype float32 or float64", result))
+    return result
+
+
+class Vector:
+    """A dense array in a device's memory, exchanged by DLPack without a copy.
+
+    Parameters
+    ----------
+    shape : int or tuple of int
+        (n,), or (n, k) for a block of k vectors.
+    dtype : float32 or float64
+    device : "cpu" or "cuda"
+    order : "C" or "F"
+        Memory order; "F" makes each column of a block contiguous, as Hessian products want it.
+
+    Raises
+    ------
+    DeviceError
+        If the device is not there.
+
+    Examples
+    --------
+    >>> import numpy as np, saddlepoint as sp
+    >>> v = sp.Vector.from_numpy(np.arange(3.0))
+    >>> v.numpy()
+    array([0., 1., 2.])
+    """
+
+    def __init__(
+        self,
+        shape: int | tuple[int, ...],
+        dtype: DTypeLike = np.float32,
+        device: str = "cpu",
+        order: str = "C",
+    ) -> None:
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.dtype = float_dtype(dtype)
+        self.device = device
+        self.order = order
+        self._buffer = module(device).Buffer(math.prod(self.shape) * self.dtype.itemsize)
+        self._offset = 0  # elements; views of rows share the buffer
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def T(self) -> Vector:
+        """The transpose, in the same memory."""
+        return self._view(self.shape[::-1], "F" if self.order == "C" else "C")
+
+    def rows(self, rows: slice) -> Vector:
+        """Consecutive rows of a C-ordered array, in the same memory."""
+        begin, end, _ = rows.indices(self.shape[0])
+        view = self._view((end - begin, *self.shape[1:]), self.order)
+        view._offset = self._offset + begin * math.prod(self.shape[1:])
+        return view
+
+    def _view(self, shape: tuple[int, ...], order: str) -> Vector:
+        view = object.__new__(Vector)
+        view.shape, view.dtype, view.device, view.order = shape, self.dtype, self.device, order
+        view._buffer, view._offset = self._buffer, self._offset
+        return view
+
+    @classmethod
+    def from_numpy(cls, x: NDArray[Any], device: str = "cpu") -> Vector:
+        """A copy of a host array on a device."""
+        float_dtype(x.dtype, "x")
+        return cls._from_host(x, device)
+
+    @classmethod
+    def _from_host(cls, x: NDArray[Any], device: str) -> Vector:
+        """`from_numpy` for any dtype: labels and indices travel the same way."""
+        vector = object.__new__(cls)
+        vector.shape, vector.dtype, vector.device = x.shape, x.dtype, device
+        vector.order = "F" if x.flags.f_contiguous and not x.flags.c_contiguous else "C"
+        vector._buffer, vector._offset = module(device).Buffer(x.nbytes), 0
+        vector._buffer.copy_from(np.ascontiguousarray(x.T if vector.order == "F" else x))
+        return vector
+
+    def numpy(self) -> NDArray[Any]:
+        """A copy on the host."""
+        host = np.empty(self.shape if self.order == "C" else self.shape[::-1], self.dtype)
+        self._buffer.copy_to(host, self._offset * self.dtype.itemsize)
+        return host if self.order == "C" else host.T
+
+    def copy(self) -> Vector:
+        """A copy on the same device."""
+        result = self._view(self.shape, self.order)
+        bytes_ = self.size * self.dtype.itemsize
+        result._buffer = self._buffer.copy(self._offset * self.dtype.itemsize, bytes_)
+        result._offset = 0
+        return result
+
+    def __dlpack__(self, *, max_version: tuple[int, int] | None = None, **_: Any) -> Any:
+        steps = np.cumprod([1, *(self.shape[::-1] if self.order == "C" else self.shape)][:-1] or [1])
+        strides = steps.tolist()[: self.ndim]
+        return self._buffer.dlpack(
+            offset=self._offset * self.dtype.itemsize,
+            shape=list(self.shape),
+            strides=strides[::-1] if self.order == "C" else strides,
+            code={"i": 0, "u": 1, "f": 2}[self.dtype.kind],
+            bits=8 * self.dtype.itemsize,
+            versioned=max_version is not None and max_version[0] >= 1,
+        )
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        kind, index = self._buffer.dlpack_device()
+        return int(kind), int(index)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"Vector(shape={self.shape}, dtype={self.dtype}, device={self.device!r})"
+
+
+def on_device(x: NDArray[Any], device: str) -> ArrayLike:
+    """``x`` itself on the CPU, a copy of it elsewhere."""
+    return x if device == "cpu" else Vector._from_host(x, device)
+
+
+def dot(x: ArrayLike, y: ArrayLike) -> float:
+    """Inner product xᵀy, summed in float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from saddlepoint import vector
+    >>> vector.dot(np.ones(4), np.arange(4.0))
+    6.0
+    """
+    return float(module_of(x).dot(x, y))
+
+
+def norm(x: ArrayLike) -> float:
+    """Euclidean norm ‖x‖, summed in float64."""
+    return math.sqrt(dot(x, x))
+
+
+def axpy(a: float, x: ArrayLike, y: ArrayLike) -> None:
+    """``y += a x``, in place."""
+    module_of(y).axpy(a, x, y)
+
+
+def scale(a: float, x: ArrayLike) -> None:
+    """``x *= a``, in place."""
+    module_of(x).scale(a, x)
+
+
+def copy(x: ArrayLike) -> ArrayLike:
+    """A copy of the same kind on the same device."""
+    if hasattr(x, "clone"):
+        return x.detach().clone()
+    return x.copy()
+
+
+def empty_like(x: ArrayLike, shape: int | tuple[int, ...] | None = None) -> ArrayLike:
+    """An array of the kind, dtype and device of ``x``, with its shape unless one is given."""
+    wanted = tuple(x.shape) if shape is None else shape
+    if isinstance(x, Vector):
+        return Vector(wanted, x.dtype, x.device)
+    if hasattr(x, "new_empty"):
+        return x.detach().new_empty(wanted)
+    return np.empty(wanted, x.dtype)
+
+
+def random(like: ArrayLike, rng: int | np.random.Generator | None = None) -> ArrayLike:
+    """A standard normal vector of the kind of ``like``, drawn on the host so that devices agree."""
+    drawn = np.random.default_rng(rng).standard_normal(tuple(like.shape))
+    if isinstance(like, Vector):
+        return Vector.from_numpy(drawn.astype(like.dtype), like.device)
+    if hasattr(like, "new_tensor"):
+        return like.detach().new_tensor(drawn)
+    return drawn.astype(like.dtype)
+
+
+def gather(x: ArrayLike) -> NDArray[Any]:
+    """A copy on the host, as a NumPy array."""
+    if isinstance(x, Vector):
+        return x.numpy()
+    if device_of(x) == "cuda":
+        return gather(x.cpu())
+    return np.array(np.from_dlpack(x))

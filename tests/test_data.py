@@ -1,0 +1,534 @@
+"""Files written here byte by byte, read back; and the same files damaged."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import math
+import os
+import struct
+import sys
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+
+import saddlepoint.data
+from saddlepoint.data import (
+    Dataset,
+    digits,
+    load,
+    read_idx,
+    read_safetensors,
+    write_safetensors,
+)
+from saddlepoint.errors import FileFormatError
+
+Array = NDArray[Any]
+IDX_CODES = {"u1": 8, "i1": 9, "i2": 11, "i4": 12, "f4": 13, "f8": 14}
+DIGITS = Path(saddlepoint.data.__file__).with_name("digits.csv.gz")
+
+
+def idx_bytes(array: Array) -> bytes:
+    head = struct.pack(">BBBB", 0, 0, IDX_CODES[array.dtype.str[1:]], array.ndim)
+    lengths = b"".join(struct.pack(">I", length) for length in array.shape)
+    return head + lengths + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+IMAGES = np.array([[[0, 51], [255, 1]], [[2, 3], [4, 5]], [[6, 7], [8, 9]]], np.uint8)
+LABELS = np.array([2, 0, 1], np.uint8)
+
+
+def idx_folder(folder: Path, **changed: bytes | None) -> Path:
+    """A small MNIST: three training and two test images; None leaves a file out."""
+    files: dict[str, bytes | None] = {
+        "train-images-idx3-ubyte": idx_bytes(IMAGES),
+        "train-labels-idx1-ubyte": idx_bytes(LABELS),
+        "t10k-images-idx3-ubyte": idx_bytes(IMAGES[:2]),
+        "t10k-labels-idx1-ubyte": idx_bytes(LABELS[:2]),
+    }
+    for key, content in changed.items():
+        (name,) = (name for name in files if name.startswith(key.replace("_", "-")))
+        files[name] = content
+    for name, content in files.items():
+        if content is not None:
+            write(folder / name, content)
+    return folder
+
+
+def npz(path: Path, **arrays: Array) -> Path:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+X = np.array([[1.0, 2.0], [3.0, 4.5]])
+Y = np.array([0, 1])
+
+
+@pytest.mark.parametrize("kind", sorted(IDX_CODES))
+@pytest.mark.parametrize("shape", [(7,), (2, 3), (2, 1, 3), (0, 4)])
+def test_read_idx_returns_what_was_written(
+    tmp_path: Path, kind: str, shape: tuple[int, ...]
+) -> None:
+    written = np.arange(-3, math.prod(shape) - 3).astype(kind).reshape(shape)
+    plain = write(tmp_path / "plain", idx_bytes(written))
+    zipped = write(tmp_path / "zipped.gz", gzip.compress(idx_bytes(written)))
+    for path in (plain, zipped, str(plain)):
+        array = read_idx(path)
+        assert array.dtype == np.dtype(kind)
+        assert array.dtype.isnative
+        assert array.flags.writeable
+        assert_array_equal(array, written)
+
+
+INTACT = idx_bytes(np.arange(6, dtype=np.uint8).reshape(2, 3))
+ZIPPED = gzip.compress(INTACT)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "IDX magic number .* got an empty file"),
+        (b"\0\0\x08", "IDX magic number .* got 00 00 08"),
+        (b"\x01" + INTACT[1:], "IDX magic number .* got 01 00 08 02"),
+        (b"\0\0\x07" + INTACT[3:], "IDX magic number"),
+        (b"\0\0\x08\0", "IDX magic number"),
+        (b"P5 2 3 255 ......", "IDX magic number"),
+        (INTACT[:9], "lengths of 2 axes, got the end"),
+        (INTACT[:-1], r"6 bytes for uint8 \(2, 3\), got 5"),
+        (INTACT + b"\0", r"6 bytes for uint8 \(2, 3\), got more"),
+        (b"\0\0\x08\xff" + b"\0\0\0\x01" * 255 + b"x", "a shape NumPy can hold"),
+        (b"\0\0\x08\x03" + b"\0\0\0\0" + b"\xff" * 8, "a shape NumPy can hold"),
+        (ZIPPED[:-1], "intact gzip"),
+        (ZIPPED[:12], "intact gzip"),
+        (ZIPPED[:-6] + b"\0\0" + ZIPPED[-4:], "intact gzip"),
+        (ZIPPED[:10] + b"\xff" * 8 + ZIPPED[18:], "intact gzip"),
+        (gzip.compress(INTACT + b"\0"), "got more"),
+        (gzip.compress(INTACT[:-1]), "got 5"),
+    ],
+)
+def test_damaged_idx_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = write(tmp_path / "images", content)
+    with pytest.raises(FileFormatError, match=message) as caught:
+        read_idx(path)
+    assert str(caught.value).startswith(f"{path}: expected ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_idx_does_not_allocate_what_a_header_declares(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    eight_gib = b"\0\0\x08\x02" + struct.pack(">II", 1 << 23, 1 << 10)
+    path = write(tmp_path / "bomb", pack(eight_gib + bytes(100)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(FileFormatError, match=r"8589934592 bytes .* got 100"):
+            read_idx(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20  # a piece is 1 MiB
+
+
+def test_load_idx_folder(tmp_path: Path) -> None:
+    data = load(idx_folder(tmp_path))
+    assert data.x.dtype == np.float32
+    # /255 rounded once, as a float64 quotient would be.
+    assert_array_equal(data.x[0], np.array([0.0, 51 / 255, 1.0, 1 / 255], np.float32))
+    assert_array_equal(data.y, [2, 0, 1])
+    assert data.y.dtype == np.int64
+    assert data.x_test is not None
+    assert_array_equal(data.x_test, data.x[:2])
+    assert_array_equal(data.y_test, [2, 0])
+    assert (data.classes, data.name) == (3, tmp_path.name)
+
+
+def test_load_idx_folder_zipped_without_a_test_part(tmp_path: Path) -> None:
+    plain = load(idx_folder(tmp_path, t10k_images=None, t10k_labels=None), dtype="float64")
+    for path in list(tmp_path.iterdir()):
+        write(path.with_name(path.name + ".gz"), gzip.compress(path.read_bytes()))
+        path.unlink()
+    zipped = load(str(tmp_path), dtype=np.float64)
+    assert zipped.x.dtype == np.float64
+    assert zipped.x_test is None
+    assert zipped.y_test is None
+    assert_array_equal(zipped.x, plain.x)
+    assert_array_equal(zipped.x, IMAGES.reshape(3, 4) / 255)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"train_images": None}, FileNotFoundError, "a file train-images-idx3-ubyte"),
+        ({"train_labels": None}, FileNotFoundError, "a file train-labels-idx1-ubyte"),
+        ({"t10k_labels": None}, FileNotFoundError, "a file t10k-labels-idx1-ubyte"),
+        ({"train_labels": idx_bytes(LABELS[:2])}, FileFormatError, r"3 labels, got shape \(2,\)"),
+        ({"train_labels": idx_bytes(IMAGES)}, FileFormatError, "3 labels, got shape"),
+        ({"train_images": idx_bytes(LABELS)}, FileFormatError, "two axes or more"),
+        ({"t10k_images": idx_bytes(IMAGES[:2, :1])}, ValueError, "x_test: expected rows like x"),
+        (
+            {"train_images": idx_bytes(IMAGES[:0]), "train_labels": idx_bytes(LABELS[:0])},
+            ValueError,
+            "length at least 1",
+        ),
+        ({"train_labels": idx_bytes(np.array([1, -1, 0], np.int8))}, ValueError, "labels in .*-1"),
+        (
+            {"t10k_labels": idx_bytes(np.array([1, 0], np.float32))},
+            FileFormatError,
+            "labels or targets",
+        ),
+    ],
+)
+def test_idx_folders_that_are_no_data_set_are_refused(
+    tmp_path: Path, changed: dict[str, bytes | None], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        load(idx_folder(tmp_path, **changed))
+    assert tmp_path.name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("x_train", "y_train")])
+def test_load_npz(tmp_path: Path, names: tuple[str, str]) -> None:
+    data = load(
+        npz(
+            tmp_path / "two.npz",
+            **{names[0]: np.asfortranarray(X), names[1]: Y.astype(np.uint8)},
+            x_test=X[:1],
+            y_test=np.array([5]),
+            unused=np.array([None]),  # a pickle, never opened
+        )
+    )
+    assert data.x.flags.c_contiguous
+    assert_array_equal(data.x, X.astype(np.float32))
+    assert_array_equal(data.y, Y)
+    assert data.y.dtype == np.int64
+    assert_array_equal(data.x_test, X[:1].astype(np.float32))
+    assert (data.classes, data.name) == (6, "two.npz")
+
+
+def test_load_npz_of_targets_and_of_images(tmp_path: Path) -> None:
+    targets = load(npz(tmp_path / "a.npz", x=X, y=np.array([0.1, -2.0])), dtype="float64")
+    assert_array_equal(targets.y, [[0.1], [-2.0]])
+    assert targets.classes is None
+    images = load(npz(tmp_path / "b.npz", x=IMAGES, y=LABELS), dtype="float64")
+    assert_array_equal(images.x, IMAGES.reshape(3, 4) / 255)
+    columns = np.asfortranarray(IMAGES.reshape(3, 4, 1))
+    assert_array_equal(load(npz(tmp_path / "d.npz", x=columns, y=LABELS), "float64").x, images.x)
+    table = load(npz(tmp_path / "c.npz", x=IMAGES[0], y=LABELS[:2]))
+    assert_array_equal(table.x, IMAGES[0])  # uint8, but no image: as it is
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": X}, r"an array y or y_train, got \['x'\]"),
+        ({"y": Y}, "an array x or x_train"),
+        ({"x": X, "y": Y, "x_test": X}, "an array y_test"),
+        ({"x": X, "y": np.array([0, None], dtype=object)}, "plain arrays, got 'Object arrays"),
+        ({"x": np.array([["a"], ["b"]]), "y": Y}, "rows of numbers, got <U1"),
+        ({"x": X + 1j, "y": Y}, "rows of numbers, got complex128"),
+        ({"x": np.array(1.0), "y": Y}, "rows of numbers"),
+        ({"x": X, "y": np.array(["a", "b"])}, "labels or numeric targets"),
+        ({"x": X, "y": Y, "x_test": X, "y_test": X}, "labels or targets in both"),
+        ({"x": X, "y": np.array([0])}, "y: expected 2 rows like x, got 1"),
+        ({"x": X, "y": np.array([[0], [1]])}, "y: expected one axis"),
+        ({"x": X, "y": X[None]}, "y: expected two axes"),
+        ({"x": X, "y": np.array([-1, -2])}, r"y: expected labels in \[0, 1\), got -1"),
+        ({"x": X[:0], "y": Y[:0]}, "x: expected two axes of length at least 1"),
+        ({"x": X[:, :0], "y": Y}, "x: expected two axes of length at least 1"),
+        ({"x": X * [[1.0], [np.nan]], "y": Y}, "x: expected finite numbers, got nan in row 1"),
+        ({"x": X * 1e300, "y": Y}, "x: expected finite numbers, got inf in row 0"),
+        ({"x": X, "y": np.array([1.0, np.inf])}, "y: expected finite numbers, got inf in row 1"),
+        ({"x": X, "y": Y, "x_test": X[:, :1], "y_test": Y}, "x_test: expected rows like x"),
+        ({"x": X, "y": X, "x_test": X, "y_test": X[:, :1]}, "y_test: expected rows like y"),
+    ],
+)
+def test_npz_that_is_no_data_set_is_refused(
+    tmp_path: Path, arrays: dict[str, Array], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load(npz(tmp_path / "odd.npz", **arrays))
+    assert "odd.npz" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def npy_bytes(array: Array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a zip", b"PK\x03\x04 but no more", npy_bytes(X)],
+    ids=["empty", "text", "broken-zip", "npy"],
+)
+def test_npz_that_is_no_zip_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = write(tmp_path / "a.npz", content)
+    with pytest.raises(FileFormatError, match=r"expected an intact \.npz") as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_npz_members_that_are_no_arrays_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", npy_bytes(X)[:-1])
+        archive.writestr("y.npy", npy_bytes(Y))
+    with pytest.raises(FileFormatError, match="intact"):
+        load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"bytes without a header")
+        archive.writestr("y.npy", npy_bytes(Y))
+    with pytest.raises(FileFormatError, match="an array x or x_train"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1,2,0\n3,4.5,1\n",
+        "1,2,0\r\n3,4.5,1",
+        "\n a , b , label\n\n1,2,0\n   \n3,4.5e0,1.0\n\n",
+        "0,1,label\n1,2,0\n3,4.5,1\n",
+        "\ufeff1,2,0\n3,4.5,1\n",
+    ],
+    ids=["plain", "crlf", "header-and-blanks", "numbered-header", "bom"],
+)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_load_csv(tmp_path: Path, text: str, pack: Callable[[bytes], bytes]) -> None:
+    name = "a.csv" if pack is bytes else "a.CSV.gz"
+    data = load(write(tmp_path / name, pack(text.encode())))
+    assert data.x.flags.c_contiguous
+    assert_array_equal(data.x, X.astype(np.float32))
+    assert_array_equal(data.y, Y)
+    assert data.y.dtype == np.int64
+    assert (data.classes, data.name) == (2, name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "at least one row of numbers, got none"),
+        (b"\n \n", "at least one row of numbers"),
+        (b"a,b,label\n", "at least one row of numbers"),
+        (b"a,b,label\n\n1,2,0\n1,0\n", "equally long, got 2 values on line 4, 3 before"),
+        (b"1,2,0\n1,2,0,\n", "got 4 values on line 2, 3 before"),
+        (b"1,2,0\n1,two,0\n", "got 'two' on line 2"),
+        (b"1,2,0\n1,,0\n", "got '' on line 2"),
+        (b"#1,2,0\n", "got '#1' on line 1"),
+        (b"1,2,0\n1,2,zero\n", "got 'zero' on line 2"),
+        (b"1_0,2,0\n", "rows of numbers, equally long"),
+        (b"1;2;0\n1;2;0\n", "on line 2"),
+        (b"1,2,0.5\n", "integer labels in the last column, got 0.5"),
+        (b"1,2,nan\n", "integer labels in the last column, got nan"),
+        (b"1,2,1e30\n", "integer labels in the last column, got 1e"),
+        (b"0\n1\n", "two columns or more"),
+        (b"1,\xff,0\n", "UTF-8"),
+        (gzip.compress(b"1,2,0\n" * 99)[:-9], "intact gzip"),
+        (b"1,2,0\ninf,2,0\n", "finite numbers, got inf in row 1"),
+        (b"1,2,-1\n1,2,3\n", r"labels in \[0, 4\), got -1"),
+    ],
+)
+def test_csv_that_is_no_data_set_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load(write(tmp_path / "odd.csv", content))
+    assert "odd.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv: expected a file or folder"):
+        load(tmp_path / "nowhere.csv")
+    with pytest.raises(FileFormatError, match=r"a\.txt: expected a folder of IDX files, \.npz"):
+        load(write(tmp_path / "a.txt", "1,0\n"))
+    for dtype in ("float16", "int64"):
+        with pytest.raises(TypeError, match="dtype: expected float32 or float64"):
+            load(write(tmp_path / "a.csv", "1,0\n"), dtype=dtype)
+
+
+def test_damage_anywhere_raises_only_what_is_promised(tmp_path: Path) -> None:
+    intact = [
+        npz(tmp_path / "a.npz", x=X, y=Y),
+        write(tmp_path / "a.csv.gz", gzip.compress(b"a,b,label\n1,2,0\n3,4,1\n")),
+        write(tmp_path / "a.csv", b"a,b,label\n1,2,0\n3,4,1\n"),
+    ]
+    rng = np.random.default_rng(0)
+    messages = []
+    for path in intact:
+        content = path.read_bytes()
+        for position in rng.integers(0, len(content), 200):
+            damaged = bytearray(content)
+            if rng.random() < 0.3:
+                del damaged[position:]
+            else:
+                damaged[position] ^= int(rng.integers(1, 256))
+            try:
+                load(write(path, bytes(damaged)))
+            except ValueError as error:
+                messages.append(str(error))
+    assert len(messages) > 300  # of 600: the damage is real
+    assert [text for text in messages if "\n" in text or "a." not in text] == []
+
+
+X32 = X.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": X32.tolist()}, TypeError, "d x: expected a float32 or float64 array, got list"),
+        ({"x": X.astype(np.int64)}, TypeError, "x: expected a float32 or float64 array, got int64"),
+        ({"x": X32[0]}, ValueError, "x: expected two axes"),
+        ({"x": X32.T}, ValueError, "x: expected a C-contiguous array"),
+        ({"y": Y.astype(np.int32)}, TypeError, "y: expected int64 labels"),
+        ({"y": X32}, TypeError, "y: expected int64 labels"),
+        ({"y": Y, "classes": 1}, ValueError, r"y: expected labels in \[0, 1\), got 1"),
+        ({"classes": None}, TypeError, "y: expected float32 targets .labels need classes."),
+        ({"y": X, "classes": None}, TypeError, "y: expected dtype float32 like x, got float64"),
+        ({"y": X32[:1], "classes": None}, ValueError, "y: expected 2 rows like x, got 1"),
+        ({"x_test": X32}, ValueError, "x_test, y_test: expected both or neither"),
+        ({"y_test": Y}, ValueError, "x_test, y_test: expected both or neither"),
+        ({"x_test": X, "y_test": Y}, ValueError, "x_test: expected rows like x, float32"),
+        ({"x_test": X32, "y_test": Y + 9}, ValueError, r"y_test: expected labels in \[0, 2\)"),
+    ],
+)
+def test_dataset_refuses_parts_that_do_not_fit(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    fitting: dict[str, Any] = {"x": X32, "y": Y, "classes": 2, "name": "d"}
+    Dataset(**fitting)
+    with pytest.raises(error, match=message):
+        Dataset(**(fitting | arguments))
+
+
+def test_digits_are_the_published_ones() -> None:
+    digest = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
+    assert hashlib.sha256(DIGITS.read_bytes()).hexdigest() == digest
+    data = digits()
+    assert data.x_test is not None
+    assert data.y_test is not None
+    assert (data.x.shape, data.x_test.shape) == ((1437, 64), (360, 64))
+    assert data.x.dtype == np.float32
+    assert (data.classes, data.name) == (10, "digits")
+    with gzip.open(DIGITS, "rt") as stream:
+        rows = sorted([*map(int, row)] for row in csv.reader(stream))
+    # Pixels are sixteenths, exact in float32: the parts together are the file, each row once.
+    pixels = 16 * np.concatenate([data.x, data.x_test])
+    labels = np.concatenate([data.y, data.y_test])
+    assert sorted(np.column_stack([pixels, labels]).astype(int).tolist()) == rows
+
+
+def test_digits_split_is_fixed() -> None:
+    first, again = digits(), digits("float64")
+    assert again.x.dtype == np.float64
+    assert_array_equal(first.x, again.x)
+    assert_array_equal(first.y_test, again.y_test)
+    assert first.y_test is not None
+    # Printed once; a change would make every published accuracy incomparable.
+    assert first.y_test[:10].tolist() == [7, 9, 4, 7, 0, 2, 6, 1, 3, 1]
+    assert min(np.bincount(first.y_test)) >= 25  # of 36 expected: no class is missing from the test
+
+
+def test_safetensors_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    matrix = np.arange(6.0).reshape(2, 3)
+    arrays = {
+        "theta": np.arange(5, dtype=np.float32),
+        "fortran": np.asfortranarray(matrix),
+        "strided": matrix[:, ::2],
+        "scalar": np.array(7, np.int64),
+        "empty": np.zeros((0, 3)),
+        "big-endian": np.arange(3, dtype=">f8"),
+    }
+    write_safetensors(path, arrays, {"epoch": "3"})
+    back = read_safetensors(path)
+    assert back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype.newbyteorder("=")
+        assert back[name].shape == array.shape
+        assert_array_equal(back[name], array)
+        assert back[name].flags.writeable
+    # The format's own layout: a length, then JSON.
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert header["__metadata__"] == {"epoch": "3"}
+    assert header["theta"]["dtype"] == "F32"
+
+
+def test_safetensors_write_is_all_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {"theta": np.zeros(3)})
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_safetensors(path, {"theta": np.ones(3)})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    write_safetensors(path, {"theta": np.ones(3)})
+    assert_array_equal(read_safetensors(path)["theta"], np.ones(3))
+    with pytest.raises(FileNotFoundError):
+        write_safetensors(tmp_path / "no folder" / "a", {"theta": np.ones(3)})
+
+
+def test_safetensors_refuses_what_the_format_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    a_list: Any = [1.0]
+    a_number: Any = 3
+    with pytest.raises(TypeError, match=r"arrays\['theta'\]: expected an array, got list"):
+        write_safetensors(path, {"theta": a_list})
+    with pytest.raises(TypeError, match="arrays: expected dtypes of safetensors"):
+        write_safetensors(path, {"theta": np.array([None])})
+    with pytest.raises(TypeError, match="metadata"):
+        write_safetensors(path, {"theta": np.zeros(1)}, {"epoch": a_number})
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_safetensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {"theta": np.arange(4.0)})
+    content = path.read_bytes()
+    header = b'{"w":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+    half = len(header).to_bytes(8, "little") + header + b"\0\0"
+    for damaged in (b"", content[:-1], content[:20], content + b"\0", b"\xff" * 64, half):
+        write(path, damaged)
+        with pytest.raises(FileFormatError, match="intact safetensors file") as caught:
+            read_safetensors(path)
+        assert str(caught.value).startswith(f"{path}: ")
+    with pytest.raises(FileNotFoundError):
+        read_safetensors(tmp_path / "nowhere")
+
+
+def test_safetensors_missing_is_said_plainly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    message = r"safetensors is not installed: pip install 'saddlepoint\[cli\]'"
+    with pytest.raises(ImportError, match=message):
+        read_safetensors(tmp_path / "a")
+    with pytest.raises(ImportError, match=message):
+        write_safetensors(tmp_path / "a", {})
