@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Browser
 from matplotlib.image import imread
+
+from browser import Browser
 from saddlepoint.report import (
     Panel,
     Report,
@@ -29,7 +30,7 @@ from saddlepoint.report import (
 )
 from saddlepoint.report.figures import DARK, LIGHT
 
-HOSTILE = "{0}{x}</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+HOSTILE = "<b>{0}</b>{x}</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 # Plotly's WebGL text asks Chromium to read a canvas back; this is advice about speed
 ADVICE = "willReadFrequently"
 
@@ -253,6 +254,16 @@ def test_hostile_text_is_shown_as_text(browser: Browser, tmp_path: Path) -> None
     assert browser.evaluate("document.querySelector('.verdict h2').textContent") == HOSTILE
     assert browser.evaluate("document.querySelectorAll('img').length") == 0
     assert HOSTILE in browser.evaluate("document.querySelector('#a .legendtext').textContent")
+
+
+def test_a_figure_cannot_end_its_script(browser: Browser, tmp_path: Path) -> None:
+    # Plotly escapes its own JSON; what else has a to_json need not
+    text = '{"data": [{"y": [1, 2]}], "layout": {"meta": "</script><img src=x>"}}'
+    raw: Any = SimpleNamespace(layout=SimpleNamespace(meta=None), to_json=lambda: text)
+    browser.open(write(report(figures=[Panel("a", "", "words", raw)]), tmp_path))
+    assert complaints(browser) == []
+    assert browser.evaluate("document.querySelectorAll('img').length") == 0
+    assert browser.evaluate("document.querySelectorAll('#a .js-line').length") == 1
 
 
 def test_nothing_is_addressed_outside_the_file(page: Path) -> None:

@@ -82,7 +82,8 @@ Layout from_dlpack(const py::handle& object, const char* name) {
     }
     py::object capsule;
     try {
-        capsule = object.attr("__dlpack__")(**wanted, py::arg("max_version") = py::make_tuple(1, 0));
+        capsule =
+            object.attr("__dlpack__")(**wanted, py::arg("max_version") = py::make_tuple(1, 0));
     } catch (py::error_already_set& error) {
         // Exporters older than DLPack 1.0 do not know the argument.
         if (!error.matches(PyExc_TypeError)) throw;
@@ -161,7 +162,8 @@ Array borrow(const py::handle& object, const char* name, Access access) {
         raise_type(name, std::string("device ") + device_word(), word(l.device_type));
     }
     if (!contiguous(l)) raise_value(name, "a C-contiguous array", "strides " + text(l.strides));
-    if (access == Access::write && !l.writable) raise_value(name, "a writable array", "a read-only one");
+    if (access == Access::write && !l.writable)
+        raise_value(name, "a writable array", "a read-only one");
     return l.array;
 }
 

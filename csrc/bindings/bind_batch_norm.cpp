@@ -72,7 +72,9 @@ void bind(py::module_& m, const char* suffix) {
               }
               // Elementwise, so only the very same memory may be both read and written.
               refuse_overlap({{"out", &y}, {"mean", &mean}, {"r", &r}},
-                             {{"weight", &weight}, {"bias", &bias}, {"running_mean", &running_mean},
+                             {{"weight", &weight},
+                              {"bias", &bias},
+                              {"running_mean", &running_mean},
                               {"running_var", &running_var}});
               if (y.data != x.data || training) refuse_overlap({{"out", &y}}, {{"x", &x}});
               const py::gil_scoped_release release;
@@ -166,8 +168,8 @@ void bind(py::module_& m, const char* suffix) {
                                          weight_t.as<T>(), b.zeros, 0,
                                          static_cast<T*>(spare.data()));
                   b.norm.backward_tangent(context, 1, x.as<T>(), xt.as<T>(), weight.as<T>(),
-                                          weight_t.as<T>(), 0, dy.as<T>(), dyt.as<T>(),
-                                          dxt.as<T>(), dweight_t.as<T>(), dbias_t.as<T>(), false);
+                                          weight_t.as<T>(), 0, dy.as<T>(), dyt.as<T>(), dxt.as<T>(),
+                                          dweight_t.as<T>(), dbias_t.as<T>(), false);
               });
           });
 }

@@ -1,5 +1,6 @@
 // A piece of device memory that Python owns, exported by DLPack.
-#include <cstring>
+#include <pybind11/stl.h>
+
 #include <memory>
 
 #include "bindings/array.hpp"
@@ -32,7 +33,8 @@ void destroy_unused(PyObject* capsule, const char* name) {
 }
 
 py::capsule to_dlpack(const std::shared_ptr<Buffer>& buffer, index offset,
-                      const std::vector<index>& shape, const std::vector<index>& strides, int code, int bits, bool versioned) {
+                      const std::vector<index>& shape, const std::vector<index>& strides, int code,
+                      int bits, bool versioned) {
     auto exported = std::make_unique<Exported>();
     Exported& e = *exported;
     e.shape = shape;
@@ -53,9 +55,8 @@ py::capsule to_dlpack(const std::shared_ptr<Buffer>& buffer, index offset,
         });
     }
     e.legacy = {tensor, exported.get(), &give_back<dlpack::Managed>};
-    return py::capsule(&exported.release()->legacy, "dltensor", [](PyObject* c) {
-        destroy_unused<dlpack::Managed>(c, "dltensor");
-    });
+    return py::capsule(&exported.release()->legacy, "dltensor",
+                       [](PyObject* c) { destroy_unused<dlpack::Managed>(c, "dltensor"); });
 }
 
 void check_within(const Buffer& buffer, index offset, index bytes) {
@@ -89,25 +90,28 @@ void bind_buffer(py::module_& m) {
              }),
              py::arg("nbytes"))
         .def_property_readonly("nbytes", &Buffer::bytes)
-        .def("copy_from", [](Buffer& self, const py::array& x) {
-            const Array a = host(x, "x");
-            check_within(self, 0, a.bytes());
-            copy_from_host(current_stream(), self.data(), a.data, a.bytes());
-        })
-        .def("copy_to", [](const Buffer& self, py::array& out, index offset) {
-            const Array a = host(out, "out");
-            if (!out.writeable()) raise_value("out", "a writable array", "a read-only one");
-            check_within(self, offset, a.bytes());
-            copy_to_host(current_stream(), a.data, at(self, offset), a.bytes());
-        })
-        .def("copy", [](const Buffer& self, index offset, index bytes) {
-            check_within(self, offset, bytes);
-            auto buffer = std::make_shared<Buffer>(current_stream(), std::size_t(bytes));
-            copy_on_device(current_stream(), buffer->data(), at(self, offset), bytes);
-            return buffer;
-        })
-        .def("dlpack", &to_dlpack, py::arg("offset"), py::arg("shape"), py::arg("strides"), py::arg("code"),
-             py::arg("bits"), py::arg("versioned"))
+        .def("copy_from",
+             [](Buffer& self, const py::array& x) {
+                 const Array a = host(x, "x");
+                 check_within(self, 0, a.bytes());
+                 copy_from_host(current_stream(), self.data(), a.data, a.bytes());
+             })
+        .def("copy_to",
+             [](const Buffer& self, py::array& out, index offset) {
+                 const Array a = host(out, "out");
+                 if (!out.writeable()) raise_value("out", "a writable array", "a read-only one");
+                 check_within(self, offset, a.bytes());
+                 copy_to_host(current_stream(), a.data, at(self, offset), a.bytes());
+             })
+        .def("copy",
+             [](const Buffer& self, index offset, index bytes) {
+                 check_within(self, offset, bytes);
+                 auto buffer = std::make_shared<Buffer>(current_stream(), std::size_t(bytes));
+                 copy_on_device(current_stream(), buffer->data(), at(self, offset), bytes);
+                 return buffer;
+             })
+        .def("dlpack", &to_dlpack, py::arg("offset"), py::arg("shape"), py::arg("strides"),
+             py::arg("code"), py::arg("bits"), py::arg("versioned"))
         .def("dlpack_device", [](const Buffer&) { return py::make_tuple(device_type(), 0); });
 }
 

@@ -48,7 +48,9 @@ class BoundPass {
    public:
     BoundPass(const py::dict& spec, index rows, const std::string& level, bool frozen,
               bool input_gradient, std::shared_ptr<Scratch> scratch)
-        : spec_(network_spec(spec)), rows_(rows), level_(level_of(level)),
+        : spec_(network_spec(spec)),
+          rows_(rows),
+          level_(level_of(level)),
           pass_(current_stream(), spec_, rows, level_, frozen, input_gradient,
                 scratch ? std::move(scratch) : std::make_shared<Scratch>()) {}
 
@@ -79,8 +81,8 @@ class BoundPass {
         }
         Array theta_ = borrow(theta, "theta", Access::read, dtype, {spec_.parameters});
         if (!buffers.is_none()) {
-            buffers_ = borrow(buffers, "buffers", update_buffers ? Access::write : Access::read,
-                              dtype);
+            buffers_ =
+                borrow(buffers, "buffers", update_buffers ? Access::write : Access::read, dtype);
         }
         const bool wants_gradient = level_ != Level::value && !spec_.loss.empty();
         if (wants_gradient) {

@@ -27,11 +27,13 @@ class PlannedRule final : public Planned {
         : params_(std::move(params)), states_(std::move(states)), tensors_(params_.size()) {
         for (std::size_t i = 0; i < params_.size(); ++i) {
             tensors_[i] = {params_[i].template as<T>(), nullptr, {}, params_[i].size()};
-            for (int s = 0; s < R::states; ++s) tensors_[i].state[s] = states_[i][s].template as<T>();
+            for (int s = 0; s < R::states; ++s)
+                tensors_[i].state[s] = states_[i][s].template as<T>();
         }
     }
 
-    void step(const py::sequence& gradients, const std::vector<double>& hyper, index step) override {
+    void step(const py::sequence& gradients, const std::vector<double>& hyper,
+              index step) override {
         if (gradients.size() != params_.size()) {
             raise_value("grads", std::to_string(params_.size()) + " arrays",
                         std::to_string(gradients.size()));
@@ -40,8 +42,8 @@ class PlannedRule final : public Planned {
         borrowed.reserve(params_.size());
         std::vector<std::pair<const char*, const Array*>> written, read;
         for (std::size_t i = 0; i < params_.size(); ++i) {
-            borrowed.push_back(borrow(gradients[i], "grads", Access::read, dtype_name<T>(),
-                                      params_[i].shape));
+            borrowed.push_back(
+                borrow(gradients[i], "grads", Access::read, dtype_name<T>(), params_[i].shape));
             written.emplace_back("params", &params_[i]);
             for (const Array& s : states_[i]) written.emplace_back("state", &s);
         }
@@ -110,7 +112,8 @@ class Update {
     void step(const py::sequence& gradients, const py::dict& hyper, index step) const {
         std::vector<double> values;
         for (const char* name : names_) {
-            if (!hyper.contains(name)) raise_value("hyper", std::string("a value of ") + name, "none");
+            if (!hyper.contains(name))
+                raise_value("hyper", std::string("a value of ") + name, "none");
             values.push_back(py::cast<double>(hyper[name]));
         }
         if (step < 1) raise_value("step", "at least 1", std::to_string(step));

@@ -12,8 +12,8 @@
 #endif
 
 // _core and _cuda are two builds of the same sources that may be loaded side by side.
-#define SP_BEGIN                \
-    namespace saddlepoint {     \
+#define SP_BEGIN            \
+    namespace saddlepoint { \
     inline namespace SADDLEPOINT_BACKEND {
 #define SP_END \
     }          \

@@ -17,11 +17,11 @@ SP_END
 
 #if defined(__x86_64__)
 #define SP_FOR_EACH_ISA(X) X(base) X(v3) X(v4)
-#define SP_PICK_ISA(function, ...)                              \
-    switch (isa()) {                                            \
-        case Isa::v4: return v4::function(__VA_ARGS__);         \
-        case Isa::v3: return v3::function(__VA_ARGS__);         \
-        default: return base::function(__VA_ARGS__);            \
+#define SP_PICK_ISA(function, ...)                      \
+    switch (isa()) {                                    \
+        case Isa::v4: return v4::function(__VA_ARGS__); \
+        case Isa::v3: return v3::function(__VA_ARGS__); \
+        default: return base::function(__VA_ARGS__);    \
     }
 #else
 #define SP_FOR_EACH_ISA(X) X(base)

@@ -1,10 +1,11 @@
 // Where work runs, and how it is shared out.
 //
 // `run` calls a function once on each member of a team, and all of them run the same code: on the
-// CPU the members are threads, on CUDA there is one member whose calls are queued on a stream. Every
-// operation works on the rows that its member owns, so operations that stay within a row follow each
-// other without a barrier; what crosses rows calls `sync` first. Rows are owned in slabs whose
-// borders are a function of the size alone, so results do not depend on the number of threads.
+// CPU the members are threads, on CUDA there is one member whose calls are queued on a stream.
+// Every operation works on the rows that its member owns, so operations that stay within a row
+// follow each other without a barrier; what crosses rows calls `sync` first. Rows are owned in
+// slabs whose borders are a function of the size alone, so results do not depend on the number of
+// threads.
 #pragma once
 
 #include <functional>

@@ -11,8 +11,13 @@ template <class T>
 class BatchNormLayer final : public Layer<T> {
    public:
     BatchNormLayer(const LayerSpec& spec, Plan<T>& plan, Signal<T>* input)
-        : plan_(plan), x_(*input), n_(spec.inputs), affine_(spec.affine),
-          weight_at_(spec.parameters), bias_at_(spec.parameters + n_), running_at_(spec.buffers),
+        : plan_(plan),
+          x_(*input),
+          n_(spec.inputs),
+          affine_(spec.affine),
+          weight_at_(spec.parameters),
+          bias_at_(spec.parameters + n_),
+          running_at_(spec.buffers),
           norm_{plan.rows, n_, plan.frozen, spec.eps, spec.momentum, {}, {}, {}, {}, {}, {}} {
         this->output = plan.signal(n_, true);
         for (T** p : {&norm_.statistics.mean, &norm_.statistics.r, &norm_.coupling.mean_dy,
@@ -38,8 +43,7 @@ class BatchNormLayer final : public Layer<T> {
             running = {at, at + n_, at + 2 * n_};
         }
         norm(forward_partial_)
-            .forward(context, x_.value, weight(), bias(), running, plan_.update_buffers,
-                     y().value);
+            .forward(context, x_.value, weight(), bias(), running, plan_.update_buffers, y().value);
         if (plan_.update_buffers && !plan_.frozen) {
             context.sync();  // every member has used the old count
             map<Increment>(context, {}, {1, 1, 1}, {per_column(running.count)});

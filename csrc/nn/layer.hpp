@@ -19,8 +19,8 @@ SP_BEGIN
 template <class T>
 struct Signal {
     index columns = 0;
-    T *value = nullptr, *gradient = nullptr;             // (rows, columns)
-    T *tangent = nullptr, *gradient_tangent = nullptr;   // (directions, rows, columns)
+    T *value = nullptr, *gradient = nullptr;            // (rows, columns)
+    T *tangent = nullptr, *gradient_tangent = nullptr;  // (directions, rows, columns)
 };
 
 // What a network is made of; offsets point into the flat vectors of parameters and buffers.

@@ -12,16 +12,22 @@ template <class T>
 class Linear final : public Layer<T> {
    public:
     Linear(const LayerSpec& spec, Plan<T>& plan, Signal<T>* input)
-        : plan_(plan), x_(*input), in_(spec.inputs), out_(spec.outputs), bias_(spec.bias),
-          weight_at_(spec.parameters), bias_at_(spec.parameters + in_ * out_) {
+        : plan_(plan),
+          x_(*input),
+          in_(spec.inputs),
+          out_(spec.outputs),
+          bias_(spec.bias),
+          weight_at_(spec.parameters),
+          bias_at_(spec.parameters + in_ * out_) {
         this->output = plan.signal(out_, true);
         if (plan.level == Level::value) return;
         const index blocks = column_blocks(in_);
         for (index b = 0; b < blocks; ++b) {
             const Range columns{in_ * b / blocks, in_ * (b + 1) / blocks};
-            plan.jobs.push_back({double(plan.rows) * out_ * columns.size(),
-                                 [=](const Context& c) { weight_gradient(c, columns); },
-                                 [=](const Context& c, index d) { weight_product(c, columns, d); }});
+            plan.jobs.push_back(
+                {double(plan.rows) * out_ * columns.size(),
+                 [=](const Context& c) { weight_gradient(c, columns); },
+                 [=](const Context& c, index d) { weight_product(c, columns, d); }});
         }
         if (!bias_) return;
         plan.jobs.push_back({double(plan.rows) * out_,
@@ -118,7 +124,8 @@ class Linear final : public Layer<T> {
     void weight_product(const Context& context, Range columns, index d) const {
         outer(context, columns, of(y().gradient_tangent, d, out_), x_.value,
               plan_.accumulate ? T(1) : T(0), product(d));
-        if (x_.tangent) outer(context, columns, y().gradient, of(x_.tangent, d, in_), T(1), product(d));
+        if (x_.tangent)
+            outer(context, columns, y().gradient, of(x_.tangent, d, in_), T(1), product(d));
     }
 
     Plan<T>& plan_;

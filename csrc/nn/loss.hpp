@@ -87,7 +87,8 @@ struct SquaredError {
         loss[row] = sum / double(columns);
         if (dz == nullptr) return;
         const T factor = T(2) * scale / T(columns);
-        for (index c = 0; c < columns; ++c) dz[row * columns + c] = factor * (output[c] - target[c]);
+        for (index c = 0; c < columns; ++c)
+            dz[row * columns + c] = factor * (output[c] - target[c]);
     }
 };
 
@@ -123,9 +124,10 @@ struct Gather {
 
 }  // namespace rows
 
-#define SP_ROW_FUNCTIONS(X)                                                              \
-    X(rows::CrossEntropy) X(rows::CrossEntropyTangent) X(rows::SquaredError)             \
-    X(rows::SquaredErrorTangent) X(rows::Gather)
+#define SP_ROW_FUNCTIONS(X)                                                         \
+    X(rows::CrossEntropy)                                                           \
+    X(rows::CrossEntropyTangent) X(rows::SquaredError) X(rows::SquaredErrorTangent) \
+        X(rows::Gather)
 
 // A loss bound to the outputs of a network. `scale` weighs each row.
 template <class T>

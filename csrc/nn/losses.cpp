@@ -30,11 +30,10 @@ class CrossEntropy final : public BoundLoss<T> {
                                         1, this->plan_.rows);
     }
     void tangent(const Context& context, index directions, T scale) override {
-        for_rows<rows::CrossEntropyTangent<T>>(
-            context,
-            {p_, this->z_.tangent, this->z_.gradient_tangent, this->plan_.rows, this->z_.columns,
-             scale},
-            directions, this->plan_.rows);
+        for_rows<rows::CrossEntropyTangent<T>>(context,
+                                               {p_, this->z_.tangent, this->z_.gradient_tangent,
+                                                this->plan_.rows, this->z_.columns, scale},
+                                               directions, this->plan_.rows);
     }
 
    private:

@@ -63,7 +63,8 @@ Pass<T>::Pass(const Stream& stream, const NetworkSpec& spec, index rows, Level l
     }
     plan_.values.add(gathered_, rows * spec.inputs);
     plan_.values.add(gathered_labels_, rows);
-    plan_.values.add(gathered_targets_, spec.loss == "mean_squared_error" ? rows * spec.outputs : 0);
+    plan_.values.add(gathered_targets_,
+                     spec.loss == "mean_squared_error" ? rows * spec.outputs : 0);
     layers_ = make_layer(spec.layers, plan_, &input_);
     if (!spec.loss.empty()) loss_ = make_loss(spec.loss, plan_, layers_->output);
     work_ = double(rows) * double(spec.parameters + spec.inputs);

@@ -9,9 +9,9 @@ SP_BEGIN
 
 struct NetworkSpec {
     LayerSpec layers;
-    std::string loss;        // empty: the network alone
-    index inputs, outputs;   // columns
-    index parameters;        // n
+    std::string loss;       // empty: the network alone
+    index inputs, outputs;  // columns
+    index parameters;       // n
 };
 
 // Memory for tangents, shared by the passes of one linearization; it grows to the largest need.

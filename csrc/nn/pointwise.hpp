@@ -62,8 +62,7 @@ struct Scale {
 
 }  // namespace pointwise
 
-#define SP_POINTWISE(X)                                                               \
-    X(pointwise::Copy) X(pointwise::Multiply) X(pointwise::MultiplyAdd)               \
-    X(pointwise::Scale)
+#define SP_POINTWISE(X) \
+    X(pointwise::Copy) X(pointwise::Multiply) X(pointwise::MultiplyAdd) X(pointwise::Scale)
 
 SP_END

@@ -212,8 +212,7 @@ struct BackwardTangentSums {
         }
         const double w = double(weight[c]), wt = double(weight_t[p]);
         coupling.mean_u[k] = T(wt * double(mean_dy[c]) + w * sum[0] * inverse_rows);
-        coupling.mean_h_u[k] =
-            T(wt * double(mean_h_dy[c]) + w * (sum[1] + sum[2]) * inverse_rows);
+        coupling.mean_h_u[k] = T(wt * double(mean_h_dy[c]) + w * (sum[1] + sum[2]) * inverse_rows);
     }
 };
 
@@ -236,13 +235,13 @@ struct BackwardTangent {
 
 }  // namespace batch_norm
 
-#define SP_BATCH_NORM_MAPS(X)                                                                   \
-    X(batch_norm::Fill) X(batch_norm::Increment) X(batch_norm::FrozenMoments)                   \
-    X(batch_norm::Apply) X(batch_norm::Backward) X(batch_norm::Tangent)                         \
-    X(batch_norm::BackwardTangent)
-#define SP_BATCH_NORM_SUMS(X)                                                                   \
-    X(batch_norm::Moments) X(batch_norm::BackwardSums) X(batch_norm::TangentSums)               \
-    X(batch_norm::BackwardTangentSums)
+#define SP_BATCH_NORM_MAPS(X)                                                  \
+    X(batch_norm::Fill)                                                        \
+    X(batch_norm::Increment) X(batch_norm::FrozenMoments) X(batch_norm::Apply) \
+        X(batch_norm::Backward) X(batch_norm::Tangent) X(batch_norm::BackwardTangent)
+#define SP_BATCH_NORM_SUMS(X) \
+    X(batch_norm::Moments)    \
+    X(batch_norm::BackwardSums) X(batch_norm::TangentSums) X(batch_norm::BackwardTangentSums)
 
 // The four methods, on plain arrays; every member of the team takes part in each call. Tangents are
 // (directions, rows, columns), null where zero; those of weight and bias (directions, stride).
@@ -302,9 +301,9 @@ struct BatchNorm {
                          T* yt) const {
         const Operand<T> mean = per_column(statistics.mean), r = per_column(statistics.r);
         const Extent extent{directions, rows, columns};
-        reduce_columns<batch_norm::TangentSums<T>>(context,
-                                                   {tangent_coupling, columns, inverse_rows()},
-                                                   extent, {tangent(xt), matrix(x), mean, r}, partial);
+        reduce_columns<batch_norm::TangentSums<T>>(
+            context, {tangent_coupling, columns, inverse_rows()}, extent,
+            {tangent(xt), matrix(x), mean, r}, partial);
         map<batch_norm::Tangent<T>>(
             context, {}, extent,
             {tangent(yt), tangent(xt), matrix(x), mean, r, per_column(weight),
@@ -325,8 +324,8 @@ struct BatchNorm {
             context,
             {weight, weight_t, coupling.mean_dy, coupling.mean_h_dy, weight_product, bias_product,
              stride, accumulate, product_coupling, columns, inverse_rows()},
-            extent,
-            {tangent(dyt), matrix(dy), tangent(xt), matrix(x), mean, r, mean_x, mean_h_x}, partial);
+            extent, {tangent(dyt), matrix(dy), tangent(xt), matrix(x), mean, r, mean_x, mean_h_x},
+            partial);
         if (dxt == nullptr) return;
         map<batch_norm::BackwardTangent<T>>(
             context, {}, extent,
@@ -340,9 +339,7 @@ struct BatchNorm {
    private:
     double inverse_rows() const { return frozen ? 0.0 : 1.0 / double(rows); }
     Operand<T> matrix(const T* x) const { return shared(x, columns); }
-    Operand<T> tangent(const T* x) const {
-        return x ? each(x, rows, columns) : per_column(zeros);
-    }
+    Operand<T> tangent(const T* x) const { return x ? each(x, rows, columns) : per_column(zeros); }
 };
 
 SP_END

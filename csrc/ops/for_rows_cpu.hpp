@@ -6,10 +6,10 @@
 
 SP_BEGIN
 
-#define SP_DECLARE(isa)                                                \
-    namespace isa {                                                    \
-    template <class F>                                                 \
-    void for_owned_rows(const Context&, const F&, index, index);       \
+#define SP_DECLARE(isa)                                          \
+    namespace isa {                                              \
+    template <class F>                                           \
+    void for_owned_rows(const Context&, const F&, index, index); \
     }
 SP_FOR_EACH_ISA(SP_DECLARE)
 #undef SP_DECLARE
@@ -32,9 +32,8 @@ void for_owned_rows(const Context& context, const F& function, index directions,
 }  // namespace SADDLEPOINT_ISA
 
 template <class F>
-void for_rows(const Context& context, const F& f, index directions, index rows) {
-    SP_PICK_ISA(for_owned_rows, context, f, directions, rows)
-}
+void for_rows(const Context& context, const F& f, index directions,
+              index rows){SP_PICK_ISA(for_owned_rows, context, f, directions, rows)}
 
 SP_END
 

@@ -10,12 +10,12 @@
 
 SP_BEGIN
 
-#define SP_DECLARE(isa)                                                                          \
-    namespace isa {                                                                              \
-    template <class F>                                                                           \
-    void map_owned(const Context&, const F&, const Extent&, const Operands<F>&);                 \
-    template <class F>                                                                           \
-    void reduce_owned(const Context&, const F&, const Extent&, const Operands<F>&, double*);     \
+#define SP_DECLARE(isa)                                                                      \
+    namespace isa {                                                                          \
+    template <class F>                                                                       \
+    void map_owned(const Context&, const F&, const Extent&, const Operands<F>&);             \
+    template <class F>                                                                       \
+    void reduce_owned(const Context&, const F&, const Extent&, const Operands<F>&, double*); \
     }
 SP_FOR_EACH_ISA(SP_DECLARE)
 #undef SP_DECLARE
@@ -132,8 +132,8 @@ void reduce_columns(const Context& context, const F& f, const Extent& extent,
 SP_END
 
 // One instruction set instantiates the loops; the first of them also the choice.
-#define SP_INSTANTIATE_MAP_LOOP(F)                                                          \
-    template void SADDLEPOINT_ISA::map_owned<F>(const Context&, const F&, const Extent&,    \
+#define SP_INSTANTIATE_MAP_LOOP(F)                                                       \
+    template void SADDLEPOINT_ISA::map_owned<F>(const Context&, const F&, const Extent&, \
                                                 const Operands<F>&);
 #define SP_INSTANTIATE_REDUCE_LOOP(F)                                                       \
     template void SADDLEPOINT_ISA::reduce_owned<F>(const Context&, const F&, const Extent&, \
@@ -142,8 +142,8 @@ SP_END
 #define SP_INSTANTIATE_MAP(F)  \
     SP_INSTANTIATE_MAP_LOOP(F) \
     template void map<F>(const Context&, const F&, const Extent&, const Operands<F>&);
-#define SP_INSTANTIATE_REDUCE(F)  \
-    SP_INSTANTIATE_REDUCE_LOOP(F) \
+#define SP_INSTANTIATE_REDUCE(F)                                                                 \
+    SP_INSTANTIATE_REDUCE_LOOP(F)                                                                \
     template void reduce_columns<F>(const Context&, const F&, const Extent&, const Operands<F>&, \
                                     double*);
 #else

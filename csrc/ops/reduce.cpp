@@ -4,10 +4,11 @@
 
 SP_BEGIN
 
-#define SP_DECLARE(isa)                                                              \
-    namespace isa {                                                                  \
-    template <class T>                                                               \
-    void sum_rows_of(index rows, Range columns, const T* x, index stride, bool accumulate, T* out); \
+#define SP_DECLARE(isa)                                                                    \
+    namespace isa {                                                                        \
+    template <class T>                                                                     \
+    void sum_rows_of(index rows, Range columns, const T* x, index stride, bool accumulate, \
+                     T* out);                                                              \
     }
 SP_FOR_EACH_ISA(SP_DECLARE)
 #undef SP_DECLARE
@@ -24,7 +25,8 @@ void sum_rows_of(index rows, Range columns, const T* x, index stride, bool accum
             const T* line = x + row * stride + c;
             for (index i = 0; i < n; ++i) sum[i] += double(line[i]);
         }
-        for (index i = 0; i < n; ++i) out[c + i] = T(sum[i] + (accumulate ? double(out[c + i]) : 0.0));
+        for (index i = 0; i < n; ++i)
+            out[c + i] = T(sum[i] + (accumulate ? double(out[c + i]) : 0.0));
     }
 }
 

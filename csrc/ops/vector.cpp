@@ -6,14 +6,14 @@
 
 SP_BEGIN
 
-#define SP_DECLARE(isa)                                          \
-    namespace isa {                                              \
-    template <class T>                                           \
-    double dot_block(index n, const T* x, const T* y);           \
-    template <class T>                                           \
-    void axpy_block(index n, T a, const T* x, T* y);             \
-    template <class T>                                           \
-    void scale_block(index n, T a, T* x);                        \
+#define SP_DECLARE(isa)                                \
+    namespace isa {                                    \
+    template <class T>                                 \
+    double dot_block(index n, const T* x, const T* y); \
+    template <class T>                                 \
+    void axpy_block(index n, T a, const T* x, T* y);   \
+    template <class T>                                 \
+    void scale_block(index n, T a, T* x);              \
     }
 SP_FOR_EACH_ISA(SP_DECLARE)
 #undef SP_DECLARE
@@ -47,9 +47,9 @@ void scale_block(index n, T a, T* x) {
     for (index i = 0; i < n; ++i) x[i] *= a;
 }
 
-#define SP_INSTANTIATE(T)                                        \
-    template double dot_block(index, const T*, const T*);        \
-    template void axpy_block(index, T, const T*, T*);            \
+#define SP_INSTANTIATE(T)                                 \
+    template double dot_block(index, const T*, const T*); \
+    template void axpy_block(index, T, const T*, T*);     \
     template void scale_block(index, T, T*);
 SP_INSTANTIATE(float)
 SP_INSTANTIATE(double)
@@ -104,9 +104,9 @@ void scale(const Stream& stream, index n, T a, T* x) {
     });
 }
 
-#define SP_INSTANTIATE(T)                                           \
-    template double dot(const Stream&, index, const T*, const T*);  \
-    template void axpy(const Stream&, index, T, const T*, T*);      \
+#define SP_INSTANTIATE(T)                                          \
+    template double dot(const Stream&, index, const T*, const T*); \
+    template void axpy(const Stream&, index, T, const T*, T*);     \
     template void scale(const Stream&, index, T, T*);
 SP_INSTANTIATE(float)
 SP_INSTANTIATE(double)

@@ -1,5 +1,5 @@
-// Long vectors, over a whole team: the arithmetic of Krylov spaces and line searches. Sums are taken
-// in double over fixed blocks.
+// Long vectors, over a whole team: the arithmetic of Krylov spaces and line searches. Sums are
+// taken in double over fixed blocks.
 #pragma once
 
 #include "core/stream.hpp"

@@ -8,9 +8,9 @@
 
 SP_BEGIN
 
-#define SP_DECLARE(isa)                                                                \
-    namespace isa {                                                                    \
-    template <class R>                                                                 \
+#define SP_DECLARE(isa)                                                                     \
+    namespace isa {                                                                         \
+    template <class R>                                                                      \
     void update_piece(const R&, const Tensor<typename R::scalar>&, index begin, index end); \
     }
 SP_FOR_EACH_ISA(SP_DECLARE)
@@ -34,8 +34,8 @@ void update_piece(const R& rule, const Tensor<typename R::scalar>& tensor, index
     update_line(rule, tensor, begin, end, std::make_index_sequence<R::states>());
 }
 
-#define SP_INSTANTIATE(R)                                                                      \
-    template void update_piece(const R<float>&, const Tensor<float>&, index, index);           \
+#define SP_INSTANTIATE(R)                                                            \
+    template void update_piece(const R<float>&, const Tensor<float>&, index, index); \
     template void update_piece(const R<double>&, const Tensor<double>&, index, index);
 SP_RULES(SP_INSTANTIATE)
 #undef SP_INSTANTIATE
@@ -67,8 +67,8 @@ void update(const Stream& stream, const R& rule,
     });
 }
 
-#define SP_INSTANTIATE(R)                                                                       \
-    template void update(const Stream&, const R<float>&, const std::vector<Tensor<float>>&);    \
+#define SP_INSTANTIATE(R)                                                                    \
+    template void update(const Stream&, const R<float>&, const std::vector<Tensor<float>>&); \
     template void update(const Stream&, const R<double>&, const std::vector<Tensor<double>>&);
 SP_RULES(SP_INSTANTIATE)
 #undef SP_INSTANTIATE

@@ -42,11 +42,25 @@ _MODULES = {
 __all__ = ["__version__", *sorted(_WHERE), *sorted(_MODULES)]
 
 if TYPE_CHECKING:
-    from . import critical, curvature, data, errors, nn, norm, objective, optim, report
-    from . import surfaces, train, vector
+    from . import (
+        critical,
+        curvature,
+        data,
+        errors,
+        nn,
+        norm,
+        objective,
+        optim,
+        report,
+        surfaces,
+        train,
+        vector,
+    )
     from ._native import num_threads, set_num_threads
-    from .critical import CriticalPoint, Escape, classify, escape
-    from .curvature import Eigenpairs, HessianOperator, Verification, eigsh, hessian
+    from .critical.classify import CriticalPoint, classify
+    from .critical.escape import Escape, escape
+    from .curvature.hessian import HessianOperator, Verification, hessian
+    from .curvature.lanczos import Eigenpairs, eigsh
     from .errors import DeviceError, FileFormatError
     from .info import info
     from .objective import NetworkObjective, Objective

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from ._native import module
 from .errors import expected
 from .nn import BatchNorm, Layer, Loss, Parameters
-from .vector import ArrayLike, Vector, copy, empty_like, float_dtype, on_device
+from .vector import ArrayLike, Vector, copy, empty_like, float_dtype, gather, on_device
 
 __all__ = ["Linearization", "NetworkObjective", "Objective"]
 
@@ -141,6 +141,7 @@ class NetworkObjective:
             raise TypeError(expected("params", f"dtype {self.dtype}", params.buffers.dtype))
         self._buffers = None if params is None else on_device(params.buffers.copy(), device)
         self._x, self._y = on_device(features, device), on_device(targets, device)
+        self._loss, self._batch_size, self._batch_norm = loss, batch_size, batch_norm
         self._budget = memory_budget
         self._chunks = self._cut(batch_size, normalizes and not self._frozen)
         stored = sum(self._pass(c.rows, "product").nbytes for c in self._chunks)
@@ -175,7 +176,9 @@ class NetworkObjective:
         kind = getattr(self._native, f"Pass_{self.dtype}")
         return kind(self._spec, rows, level, self._frozen, scratch=scratch)
 
-    def _evaluate(self, native: Any, chunk: _Chunk, theta: Any, gradient: Any, first: bool) -> float:
+    def _evaluate(
+        self, native: Any, chunk: _Chunk, theta: Any, gradient: Any, first: bool
+    ) -> float:
         rows = slice(chunk.begin, chunk.end)
         whole = chunk.rows == self.samples
         native.evaluate(
@@ -202,6 +205,27 @@ class NetworkObjective:
             raise TypeError(expected("theta", f"dtype {self.dtype}", name))
         if tuple(theta.shape) != (self.size,):
             raise ValueError(expected("theta", f"shape ({self.size},)", tuple(theta.shape)))
+
+    def astype(self, dtype: DTypeLike) -> NetworkObjective:
+        """The same objective in another precision, on copies of the data."""
+        wanted = float_dtype(dtype)
+        x, y = gather(self._x), gather(self._y)
+        params = None
+        if self._buffers is not None:
+            buffers = gather(self._buffers).astype(wanted)
+            params = Parameters(np.empty(self.size, wanted), buffers)
+        return NetworkObjective(
+            self.net,
+            self._loss,
+            x.astype(wanted),
+            y.astype(wanted) if y.dtype.kind == "f" else y,
+            params,
+            self._batch_size,
+            self._batch_norm,
+            wanted,
+            self.device,
+            self._budget,
+        )
 
     def loss(self, theta: ArrayLike) -> float:
         """The mean loss at θ."""
@@ -243,9 +267,7 @@ class NetworkLinearization:
         self._scratch = objective._native.Scratch()
         self._passes: dict[int, Any] = {}
         self.gradient: ArrayLike = empty_like(theta)
-        self.loss = sum(
-            self._evaluated(chunk, self.gradient)[1] for chunk in objective._chunks
-        )
+        self.loss = sum(self._evaluated(chunk, self.gradient)[1] for chunk in objective._chunks)
 
     def _evaluated(self, chunk: _Chunk, gradient: ArrayLike) -> tuple[Any, float]:
         objective = self._objective

@@ -1,8 +1,8 @@
 """Vectors on any device, and the eight functions through which all analysis touches them.
 
-``dot``, ``axpy``, ``scale``, ``norm``, ``copy``, ``empty_like``, ``random`` and ``gather`` take NumPy
-arrays, `Vector` and PyTorch tensors, stay on their device, and sum in float64 over blocks that do
-not depend on the number of threads. Only ``gather`` brings data to the host.
+``dot``, ``axpy``, ``scale``, ``norm``, ``copy``, ``empty_like``, ``random`` and ``gather`` take
+NumPy arrays, `Vector` and PyTorch tensors, stay on their device, and sum in float64 over blocks
+that do not depend on the number of threads. Only ``gather`` brings data to the host.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ class Vector:
         return result
 
     def __dlpack__(self, *, max_version: tuple[int, int] | None = None, **_: Any) -> Any:
-        steps = np.cumprod([1, *(self.shape[::-1] if self.order == "C" else self.shape)][:-1] or [1])
-        strides = steps.tolist()[: self.ndim]
+        fastest_first = self.shape[::-1] if self.order == "C" else self.shape
+        strides = [math.prod(fastest_first[:i]) for i in range(self.ndim)]
         return self._buffer.dlpack(
             offset=self._offset * self.dtype.itemsize,
             shape=list(self.shape),

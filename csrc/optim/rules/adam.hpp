@@ -12,14 +12,18 @@ template <class T>
 struct AdamScalars {
     T l2, shrink, sign, c1, c2, beta2, root_bc2, eps, rate;
     AdamScalars(const double* h, index step)
-        : l2(T(h[1])), shrink(T(1.0 - h[0] * h[2])), sign(h[3] != 0.0 ? T(-1) : T(1)),
-          c1(T(1.0 - h[4])), c2(T(1.0 - h[5])), beta2(T(h[5])),
-          root_bc2(T(std::sqrt(1.0 - power(h[5], step)))), eps(T(h[6])),
+        : l2(T(h[1])),
+          shrink(T(1.0 - h[0] * h[2])),
+          sign(h[3] != 0.0 ? T(-1) : T(1)),
+          c1(T(1.0 - h[4])),
+          c2(T(1.0 - h[5])),
+          beta2(T(h[5])),
+          root_bc2(T(std::sqrt(1.0 - power(h[5], step)))),
+          eps(T(h[6])),
           rate(T(h[0] / (1.0 - power(h[4], step)))) {}
 };
 
-#define SP_ADAM_HYPER \
-    {"lr", "weight_decay", "decoupled_decay", "maximize", "beta1", "beta2", "eps"}
+#define SP_ADAM_HYPER {"lr", "weight_decay", "decoupled_decay", "maximize", "beta1", "beta2", "eps"}
 
 template <class T>
 struct Adam {

@@ -29,14 +29,18 @@ struct SgdMomentum {
     using scalar = T;
     static constexpr const char* name = "sgd_momentum";
     static constexpr int states = 1;
-    static constexpr const char* hyper[] = {"lr",        "weight_decay", "maximize",
+    static constexpr const char* hyper[] = {"lr",       "weight_decay", "maximize",
                                             "momentum", "dampening",    "nesterov"};
 
     T lr, decay, sign, momentum, keep;
     bool nesterov;
     SgdMomentum(const double* h, index step)
-        : lr(T(h[0])), decay(T(h[1])), sign(h[2] != 0.0 ? T(-1) : T(1)),
-          momentum(T(h[3])), keep(step == 1 ? T(1) : T(1.0 - h[4])), nesterov(h[5] != 0.0) {}
+        : lr(T(h[0])),
+          decay(T(h[1])),
+          sign(h[2] != 0.0 ? T(-1) : T(1)),
+          momentum(T(h[3])),
+          keep(step == 1 ? T(1) : T(1.0 - h[4])),
+          nesterov(h[5] != 0.0) {}
 
     // The buffer starts at zero, so the first step needs only to ignore the dampening.
     SP_HD void operator()(T& p, const T& gradient, T& b) const {

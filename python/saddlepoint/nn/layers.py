@@ -138,9 +138,7 @@ class Layer:
         """
         wanted = float_dtype(dtype)
         generator = np.random.default_rng(rng)
-        return Parameters(
-            _flat(self._draw(generator), wanted), _flat(self._draw_buffers(), wanted)
-        )
+        return Parameters(_flat(self._draw(generator), wanted), _flat(self._draw_buffers(), wanted))
 
     def unflatten(self, theta: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Views of the named arrays within a flat vector of parameters."""

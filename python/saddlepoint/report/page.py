@@ -111,7 +111,7 @@ def _render(report: Report) -> str:
 
     def json(figure: Figure) -> Any:
         # inside <script> nothing is unescaped, so "</script>" in a label must not appear as such
-        return markup(figure.to_json().replace("\u2028", "\\u2028"))
+        return markup(figure.to_json().replace("<", "\\u003c").replace("\u2028", "\\u2028"))
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

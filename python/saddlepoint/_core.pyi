@@ -1,0 +1,129 @@
+"""The CPU extension; `_cuda` has the same classes and functions for its device."""
+
+from typing import Any
+
+version: str
+rules: dict[str, int]
+
+def num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def isa() -> str: ...
+def set_isa(name: str) -> None: ...
+def blas() -> str: ...
+def dot(x: Any, y: Any) -> float: ...
+def axpy(a: float, x: Any, y: Any) -> None: ...
+def scale(a: float, x: Any) -> None: ...
+
+class Buffer:
+    def __init__(self, nbytes: int) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    def copy_from(self, x: Any) -> None: ...
+    def copy_to(self, out: Any, offset: int) -> None: ...
+    def copy(self, offset: int, nbytes: int) -> Buffer: ...
+    def dlpack(
+        self,
+        offset: int,
+        shape: list[int],
+        strides: list[int],
+        code: int,
+        bits: int,
+        versioned: bool,
+    ) -> Any: ...
+    def dlpack_device(self) -> tuple[int, int]: ...
+
+class Update:
+    def __init__(self, rule: str, params: Any, states: Any) -> None: ...
+    def step(self, grads: Any, hyper: dict[str, float], step: int) -> None: ...
+
+class Scratch:
+    def __init__(self) -> None: ...
+
+class Pass_float32:
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        rows: int,
+        level: str,
+        frozen: bool,
+        input_gradient: bool = False,
+        scratch: Scratch | None = None,
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    def tangent_nbytes(self, directions: int) -> int: ...
+    def evaluate(
+        self,
+        x: Any,
+        y: Any,
+        indices: Any,
+        theta: Any,
+        buffers: Any,
+        update_buffers: bool,
+        weight: float,
+        gradient: Any,
+        accumulate: bool,
+    ) -> None: ...
+    def loss(self) -> float: ...
+    def output(self, out: Any) -> None: ...
+    def product(self, v: Any, out: Any, accumulate: bool) -> None: ...
+    def backward(self, dy: Any, gradient: Any, dx: Any) -> None: ...
+    def forward_tangent(self, v: Any, xt: Any, yt: Any) -> None: ...
+    def backward_tangent(self, dyt: Any, out: Any, dxt: Any) -> None: ...
+
+class Pass_float64(Pass_float32): ...
+
+def batch_norm_forward_float32(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    out: Any,
+    mean: Any,
+    r: Any,
+) -> None: ...
+def batch_norm_backward_float32(
+    dy: Any,
+    x: Any,
+    weight: Any,
+    mean: Any,
+    r: Any,
+    frozen: bool,
+    dx: Any,
+    dweight: Any,
+    dbias: Any,
+) -> None: ...
+def batch_norm_tangent_float32(
+    x_tangent: Any,
+    weight_tangent: Any,
+    bias_tangent: Any,
+    x: Any,
+    weight: Any,
+    mean: Any,
+    r: Any,
+    frozen: bool,
+    y_tangent: Any,
+) -> None: ...
+def batch_norm_backward_tangent_float32(
+    dy_tangent: Any,
+    dy: Any,
+    x_tangent: Any,
+    weight_tangent: Any,
+    x: Any,
+    weight: Any,
+    mean: Any,
+    r: Any,
+    frozen: bool,
+    dx_tangent: Any,
+    dweight_tangent: Any,
+    dbias_tangent: Any,
+) -> None: ...
+
+batch_norm_forward_float64 = batch_norm_forward_float32
+batch_norm_backward_float64 = batch_norm_backward_float32
+batch_norm_tangent_float64 = batch_norm_tangent_float32
+batch_norm_backward_tangent_float64 = batch_norm_backward_tangent_float32

@@ -1,0 +1,223 @@
+"""What kind of point is this: minimum, maximum, saddle, or none of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..curvature import HessianOperator, eigsh, hessian
+from ..errors import expected
+from ..objective import Objective
+from ..vector import ArrayLike, gather, norm
+
+__all__ = ["CriticalPoint", "classify"]
+
+_EXACT_UP_TO = 500  # parameters: below, all eigenvalues cost less than they are worth
+
+
+@dataclass(frozen=True)
+class CriticalPoint:
+    """A verdict with the evidence it rests on.
+
+    Attributes
+    ----------
+    kind : str
+        "not critical", "minimum", "maximum", "saddle", "degenerate" or "undecided".
+    reason : str
+        The evidence in a sentence.
+    loss, gradient_norm, gradient_tolerance : float
+        The point is critical when ‖g‖ is at most the tolerance.
+    lambda_min, lambda_max, residual_min, residual_max : float
+        Extreme eigenvalues of H; an eigenvalue lies within the residual of each.
+    tolerance : float
+        Eigenvalues within ± this count as zero.
+    index_at_least : int
+        Eigenvalues certainly below −tolerance (the number of them, where ``exact``).
+    exact : bool
+        Whether all eigenvalues were computed.
+    eigenvalues, residuals : (m,) float64
+        What was computed, ascending.
+    direction : (n,) float64
+        Unit eigenvector of ``lambda_min``.
+    size, products : int
+        Parameters; products with H.
+    """
+
+    kind: str
+    reason: str
+    loss: float
+    gradient_norm: float
+    gradient_tolerance: float
+    lambda_min: float
+    lambda_max: float
+    residual_min: float
+    residual_max: float
+    tolerance: float
+    index_at_least: int
+    exact: bool
+    eigenvalues: NDArray[np.float64]
+    residuals: NDArray[np.float64]
+    direction: NDArray[Any]
+    size: int
+    products: int
+
+    def __str__(self) -> str:
+        article = {"not critical": "", "degenerate": "", "undecided": ""}.get(self.kind, "a ")
+        return (
+            f"This point is {article}{self.kind}. {self.reason} "
+            f"(loss {self.loss:.6g}, {self.size} parameters, {self.products} Hessian products)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; without the direction."""
+        plain = asdict(self)
+        del plain["direction"]
+        return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()}
+
+
+def classify(
+    objective: Objective,
+    theta: ArrayLike,
+    gradient_tolerance: float | None = None,
+    tolerance: float | None = None,
+    k: int = 2,
+    max_products: int | None = None,
+    rng: int | np.random.Generator | None = 0,
+    show_progress: bool | None = None,
+) -> CriticalPoint:
+    """Say what kind of point θ is, and on what evidence.
+
+    Parameters
+    ----------
+    objective : Objective
+    theta : (n,) array
+    gradient_tolerance : float, optional
+        ‖g‖ up to which the point counts as critical. By default eps^(2/3) |λ|max max(1, ‖θ‖): what
+        rounding two thirds of the digits of θ would make of a zero gradient. It scales with the
+        loss, so a plateau with a tiny gradient and tinier curvature is not mistaken for critical.
+        A common looser choice is 1e-3 of the gradient norm at the start of training.
+    tolerance : float, optional
+        Eigenvalues within ± this count as zero; √eps |λ|max by default, and never less than the
+        residual of the eigenvalue in question.
+    k : int
+        Eigenvalues computed, both ends together. Up to 500 parameters all of them are.
+    max_products : int, optional
+        Budget of Hessian products for the two ends.
+
+    Returns
+    -------
+    CriticalPoint
+
+    Raises
+    ------
+    ValueError
+        For a loss, gradient or Hessian that is not finite.
+
+    Notes
+    -----
+    "Saddle" rests on two Rayleigh quotients beyond their error bounds, on either side of zero: it
+    is certain for this loss on these data. "Minimum" is certain where ``exact``; from Lanczos it
+    says that a Krylov space with a random start shows nothing below the tolerance. A singular
+    Hessian decides nothing and is called "degenerate".
+
+    Examples
+    --------
+    >>> import numpy as np, saddlepoint as sp
+    >>> sp.classify(sp.surfaces.Saddle(), np.zeros(2)).kind  # 5x² − y²
+    'saddle'
+    """
+    H = hessian(objective, theta)
+    gradient_norm = norm(H.gradient)
+    if not np.isfinite(H.loss) or not np.isfinite(gradient_norm):
+        raise ValueError(expected("theta", "a finite loss and gradient", f"loss {H.loss}"))
+    eps = float(np.finfo(H.dtype).eps)
+    exact = H.shape[0] <= _EXACT_UP_TO
+    values, residuals, direction, converged = (
+        _all_eigenvalues(H, eps) if exact else _ends(H, max(k, 2), max_products, rng, show_progress)
+    )
+    low, high = float(values[0]), float(values[-1])
+    largest = max(abs(low), abs(high))
+    if gradient_tolerance is None:
+        gradient_tolerance = eps ** (2 / 3) * largest * max(1.0, norm(theta))
+    zero = eps**0.5 * largest if tolerance is None else tolerance
+    below, above = max(zero, float(residuals[0])), max(zero, float(residuals[-1]))
+    kind, reason = _verdict(
+        gradient_norm, gradient_tolerance, low, below, high, above, exact, converged
+    )
+    return CriticalPoint(
+        kind=kind,
+        reason=reason,
+        loss=H.loss,
+        gradient_norm=gradient_norm,
+        gradient_tolerance=gradient_tolerance,
+        lambda_min=low,
+        lambda_max=high,
+        residual_min=float(residuals[0]),
+        residual_max=float(residuals[-1]),
+        tolerance=zero,
+        index_at_least=int(np.sum(values < -np.maximum(residuals, zero))),
+        exact=exact,
+        eigenvalues=values,
+        residuals=residuals,
+        direction=direction,
+        size=H.shape[0],
+        products=H.products,
+    )
+
+
+_Spectrum = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[Any], bool]
+
+
+def _all_eigenvalues(H: HessianOperator, eps: float) -> _Spectrum:
+    """Dense: the error bound is what rounding and the products' asymmetry leave."""
+    dense = H.dense()
+    if not np.isfinite(dense).all():
+        raise ValueError(expected("H", "finite products", "NaN or infinity"))
+    symmetric = 0.5 * (dense + dense.T)
+    values, vectors = np.linalg.eigh(symmetric)
+    asymmetry = float(np.linalg.norm(dense - symmetric, 2))
+    rounding = eps * H.shape[0] ** 0.5 * float(np.abs(values).max())
+    return values, np.full(len(values), asymmetry + rounding), vectors[:, 0], True
+
+
+def _ends(
+    H: HessianOperator,
+    k: int,
+    max_products: int | None,
+    rng: int | np.random.Generator | None,
+    show_progress: bool | None,
+) -> _Spectrum:
+    pairs = eigsh(H, k, "BE", max_products=max_products, rng=rng, show_progress=show_progress)
+    return pairs.values, pairs.residuals, gather(pairs.vectors[0]), pairs.converged
+
+
+def _verdict(
+    gradient: float,
+    gradient_tolerance: float,
+    low: float,
+    below: float,
+    high: float,
+    above: float,
+    exact: bool,
+    converged: bool,
+) -> tuple[str, str]:
+    ends = f"λ_min = {low:.3g} ± {below:.1g} and λ_max = {high:.3g} ± {above:.1g}"
+    if gradient > gradient_tolerance:
+        return "not critical", (
+            f"‖g‖ = {gradient:.3g} exceeds {gradient_tolerance:.1g}: there is a slope to follow. "
+            f"The curvature here: {ends}."
+        )
+    flat = f"‖g‖ = {gradient:.3g} is within {gradient_tolerance:.1g}, {ends}"
+    if low < -below and high > above:
+        return "saddle", f"{flat}: the loss falls along one direction and rises along another."
+    if not converged:
+        return "undecided", f"{flat}, not converged: a larger max_products would tell."
+    shown = "all eigenvalues" if exact else "no eigenvalue that Lanczos found lies below, and all"
+    if low > below:
+        return "minimum", f"{flat}: {shown} are positive."
+    if high < -above:
+        return "maximum", f"{flat}: {shown.replace('below', 'above')} are negative."
+    return "degenerate", f"{flat}: the Hessian is singular, and the second order decides nothing."

@@ -1,0 +1,195 @@
+"""The way out of a saddle: along the most negative curvature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..curvature import eigsh, hessian
+from ..errors import expected
+from ..objective import Objective
+from ..vector import ArrayLike, axpy, copy, dot, gather
+
+__all__ = ["Escape", "escape"]
+
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+
+
+@dataclass(frozen=True)
+class Escape:
+    """A step along negative curvature, and what it brought.
+
+    Attributes
+    ----------
+    theta : (n,) array
+        Where it led: θ + step·direction, of the kind of θ.
+    direction : (n,) array
+        Unit eigenvector u of the most negative eigenvalue, on the host.
+    eigenvalue, residual : float
+        λ = uᵀHu, and ‖Hu − λu‖.
+    gradient : float
+        gᵀu, the slope at the start.
+    step : float
+        Signed length s.
+    loss_before, loss_after, actual_drop : float
+    predicted_drop : float
+        ½|λ|s² − s gᵀu, of the quadratic model.
+    steps, losses : (m,) float64
+        The line search, sorted: signed lengths and the loss there.
+    evaluations : int
+        Losses computed.
+    products : int
+        Hessian products, for the eigenvector.
+    """
+
+    theta: ArrayLike
+    direction: NDArray[Any]
+    eigenvalue: float
+    residual: float
+    gradient: float
+    step: float
+    loss_before: float
+    loss_after: float
+    actual_drop: float
+    predicted_drop: float
+    steps: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    evaluations: int
+    products: int
+
+    def gradient_steps(self, lr: float) -> float:
+        """Steps that gradient descent would take to go as far along u, in the quadratic model.
+
+        ln(1 + s|λ|/|uᵀg|) / ln(1 + η|λ|), infinite where the gradient has no part along u.
+        """
+        curvature = abs(self.eigenvalue)
+        if self.gradient == 0.0:
+            return math.inf
+        far = math.log1p(abs(self.step) * curvature / abs(self.gradient))
+        return far / math.log1p(lr * curvature)
+
+    def __str__(self) -> str:
+        return (
+            f"Escaped along λ = {self.eigenvalue:.3g} ± {self.residual:.1g}: a step of "
+            f"{self.step:.3g} took the loss from {self.loss_before:.6g} to {self.loss_after:.6g} "
+            f"(drop {self.actual_drop:.3g}, predicted {self.predicted_drop:.3g})."
+        )
+
+
+def escape(
+    objective: Objective,
+    theta: ArrayLike,
+    direction: NDArray[Any] | None = None,
+    points: int = 41,
+    max_products: int | None = None,
+    rng: int | np.random.Generator | None = 0,
+    show_progress: bool | None = None,
+) -> Escape:
+    """Leave θ along ± the most negative eigenvector, by a line search on the true loss.
+
+    Parameters
+    ----------
+    objective : Objective
+    theta : (n,) array
+    direction : (n,) array, optional
+        Take this instead of computing the eigenvector: `CriticalPoint.direction`, say.
+    points : int
+        Losses evaluated besides, for a picture of the line.
+    max_products : int, optional
+        Budget for the eigenvector.
+
+    Returns
+    -------
+    Escape
+
+    Raises
+    ------
+    ValueError
+        If there is no certified negative curvature: λ + residual is not below zero.
+
+    Notes
+    -----
+    The step is doubled from 1e-3 max(1, ‖θ‖) while the loss falls, in the direction in which it
+    falls more, then the minimum is bracketed by golden section. To second order the loss drops by
+    ½|λ|s².
+
+    Examples
+    --------
+    >>> import numpy as np, saddlepoint as sp
+    >>> way = sp.escape(sp.surfaces.FactoredLinear(), np.zeros(2))  # (1 − w₁w₂)²
+    >>> round(abs(way.step), 3), round(way.loss_after, 6)
+    (1.414, 0.0)
+    """
+    H = hessian(objective, theta)
+    if direction is None:
+        pairs = eigsh(H, 1, "SA", max_products=max_products, rng=rng, show_progress=show_progress)
+        u = pairs.vectors[0]
+    else:
+        u = H._like_theta(np.asarray(direction, H.dtype))
+        if tuple(u.shape) != (H.shape[0],):
+            raise ValueError(expected("direction", f"shape ({H.shape[0]},)", tuple(u.shape)))
+    hu = H @ u
+    length = dot(u, u)
+    eigenvalue = dot(u, hu) / length
+    axpy(-eigenvalue, u, hu)
+    residual = math.sqrt(dot(hu, hu) / length)
+    if not eigenvalue + residual < 0.0:
+        raise ValueError(
+            expected("theta", "negative curvature", f"λ_min = {eigenvalue:.3g} ± {residual:.1g}")
+        )
+
+    seen: dict[float, float] = {0.0: H.loss}
+
+    def loss(s: float) -> float:
+        if s not in seen:
+            moved = copy(theta)
+            axpy(s, u, moved)
+            value = objective.loss(moved)
+            seen[s] = value if math.isfinite(value) else math.inf
+        return seen[s]
+
+    step = _line_search(loss, 1e-3 * max(1.0, math.sqrt(dot(theta, theta))))
+    for s in np.linspace(-1.5 * abs(step), 1.5 * abs(step), points):
+        loss(float(s))
+    moved = copy(theta)
+    axpy(step, u, moved)
+    slope = dot(H.gradient, u)
+    steps = np.array(sorted(seen))
+    return Escape(
+        theta=moved,
+        direction=gather(u),
+        eigenvalue=eigenvalue,
+        residual=residual,
+        gradient=slope,
+        step=step,
+        loss_before=H.loss,
+        loss_after=loss(step),
+        actual_drop=H.loss - loss(step),
+        predicted_drop=0.5 * abs(eigenvalue) * step**2 - slope * step,
+        steps=steps,
+        losses=np.array([seen[s] for s in steps.tolist()]),
+        evaluations=len(seen) - 1,
+        products=H.products,
+    )
+
+
+def _line_search(loss: Any, first: float) -> float:
+    """The signed step at which the loss is least, in the direction in which it falls more."""
+    sign = 1.0 if loss(first) <= loss(-first) else -1.0
+    far = first
+    while loss(sign * 2.0 * far) < loss(sign * far) and far < 1e12 * first:
+        far *= 2.0
+    low, high = 0.0, 2.0 * far
+    a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    while high - low > 1e-6 * high:
+        if loss(sign * a) < loss(sign * b):
+            high, b = b, a
+            a = high - _GOLDEN * (high - low)
+        else:
+            low, a = a, b
+            b = low + _GOLDEN * (high - low)
+    return sign * 0.5 * (low + high)

@@ -1,0 +1,6 @@
+"""Curvature: the Hessian as an operator, checked, and its extreme eigenvalues with residuals."""
+
+from .hessian import HessianOperator, Verification, hessian
+from .lanczos import Eigenpairs, eigsh
+
+__all__ = ["Eigenpairs", "HessianOperator", "Verification", "eigsh", "hessian"]
