@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "bindings/dlpack.hpp"
-
 SP_BEGIN
 
 namespace {
@@ -12,7 +10,7 @@ struct Layout {
     Array array;
     std::vector<index> strides;  // in elements
     bool writable = true;
-    int device_type = dlpack::cpu;
+    int device_type = dlpack::cpu, device_id = 0;
 };
 
 std::string type_of(const py::handle& object) { return Py_TYPE(object.ptr())->tp_name; }
@@ -68,6 +66,7 @@ Layout from_tensor(const dlpack::Tensor& tensor) {
         }
     }
     l.device_type = tensor.device.type;
+    l.device_id = tensor.device.id;
     return l;
 }
 
@@ -76,9 +75,7 @@ Layout from_dlpack(const py::handle& object, const char* name) {
     py::dict wanted;
     const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
     if (device.first != dlpack::cpu && device.first != dlpack::cuda_host) {
-        wanted["stream"] = current_stream().native
-                               ? py::int_(reinterpret_cast<std::uintptr_t>(current_stream().native))
-                               : py::int_(1);
+        wanted["stream"] = std::max<std::uintptr_t>(stream_handle(current_stream()), 1);
     }
     py::object capsule;
     try {
@@ -90,11 +87,13 @@ Layout from_dlpack(const py::handle& object, const char* name) {
         capsule = object.attr("__dlpack__")(**wanted);
     }
     Layout l;
+    bool ours = false;
     if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
         const auto* managed = static_cast<dlpack::ManagedVersioned*>(
             PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
         l = from_tensor(managed->tensor);
         l.writable = !(managed->flags & dlpack::read_only);
+        ours = exported_here(*managed);
     } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
         l = from_tensor(
             static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor);
@@ -104,6 +103,7 @@ Layout from_dlpack(const py::handle& object, const char* name) {
     // JAX arrays never change, whatever their capsule says.
     if (type_of(object).find("ArrayImpl") != std::string::npos) l.writable = false;
     l.array.owner = py::make_tuple(object, capsule);
+    if (!ours) l.array.owner = until_done(std::move(l.array.owner));
     return l;
 }
 
@@ -160,6 +160,9 @@ Array borrow(const py::handle& object, const char* name, Access access) {
     }
     if (std::string(word(l.device_type)) != device_word()) {
         raise_type(name, std::string("device ") + device_word(), word(l.device_type));
+    }
+    if (l.device_type == dlpack::cuda && l.device_id != 0) {
+        raise_type(name, "device 0", "device " + std::to_string(l.device_id));
     }
     if (!contiguous(l)) raise_value(name, "a C-contiguous array", "strides " + text(l.strides));
     if (access == Access::write && !l.writable)

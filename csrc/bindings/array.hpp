@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/dlpack.hpp"
 #include "core/stream.hpp"
 
 SP_BEGIN
@@ -54,8 +55,18 @@ std::string text(const std::vector<index>& shape);
 int device_type();
 const char* device_word();
 
-// The stream that calls of this thread run on.
+// The stream that calls of this thread run on, and its DLPack integer: 0 on the CPU.
 Stream current_stream();
+std::uintptr_t stream_handle(const Stream& stream);
+
+// Memory of ours, for a consumer on another stream: that stream waits for ours. False when there is
+// nothing to order; else `take_back` waits for the consumer, before the memory is used again.
+bool lend(const Stream& ours, std::intptr_t consumer);
+void take_back() noexcept;
+// Memory of others: kept until our stream is done with it, which theirs does not wait for.
+py::object until_done(py::object owner);
+// Whether a tensor is one of ours that was lent to nobody else.
+bool exported_here(const dlpack::ManagedVersioned& tensor);
 
 template <class T>
 constexpr const char* dtype_name() {

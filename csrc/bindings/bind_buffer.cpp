@@ -23,6 +23,11 @@ template <class M>
 void give_back(M* managed) {
     delete static_cast<Exported*>(managed->context);
 }
+template <class M>
+void give_back_lent(M* managed) {
+    take_back();
+    give_back(managed);
+}
 
 template <class M>
 void destroy_unused(PyObject* capsule, const char* name) {
@@ -34,7 +39,10 @@ void destroy_unused(PyObject* capsule, const char* name) {
 
 py::capsule to_dlpack(const std::shared_ptr<Buffer>& buffer, index offset,
                       const std::vector<index>& shape, const std::vector<index>& strides, int code,
-                      int bits, bool versioned) {
+                      int bits, bool versioned, const py::object& stream) {
+    // DLPack: without a stream, the consumer's is the legacy default one, which is 1.
+    const auto consumer = stream.is_none() ? 1 : py::cast<std::intptr_t>(stream);
+    const bool lent = lend(buffer->stream(), consumer);
     auto exported = std::make_unique<Exported>();
     Exported& e = *exported;
     e.shape = shape;
@@ -49,12 +57,15 @@ py::capsule to_dlpack(const std::shared_ptr<Buffer>& buffer, index offset,
     tensor.shape = e.shape.data();
     tensor.strides = e.strides.data();
     if (versioned) {
-        e.versioned = {1, 0, exported.get(), &give_back<dlpack::ManagedVersioned>, 0, tensor};
+        constexpr auto kept = &give_back<dlpack::ManagedVersioned>;
+        constexpr auto waits = &give_back_lent<dlpack::ManagedVersioned>;
+        e.versioned = {1, 0, exported.get(), lent ? waits : kept, 0, tensor};
         return py::capsule(&exported.release()->versioned, "dltensor_versioned", [](PyObject* c) {
             destroy_unused<dlpack::ManagedVersioned>(c, "dltensor_versioned");
         });
     }
-    e.legacy = {tensor, exported.get(), &give_back<dlpack::Managed>};
+    constexpr auto kept = &give_back<dlpack::Managed>, waits = &give_back_lent<dlpack::Managed>;
+    e.legacy = {tensor, exported.get(), lent ? waits : kept};
     return py::capsule(&exported.release()->legacy, "dltensor",
                        [](PyObject* c) { destroy_unused<dlpack::Managed>(c, "dltensor"); });
 }
@@ -79,6 +90,10 @@ Array host(const py::array& a, const char* name) {
 }
 
 }  // namespace
+
+bool exported_here(const dlpack::ManagedVersioned& tensor) {
+    return tensor.deleter == &give_back<dlpack::ManagedVersioned>;
+}
 
 void bind_buffer(py::module_& m) {
     py::class_<Buffer, std::shared_ptr<Buffer>>(m, "Buffer", py::module_local())
@@ -111,7 +126,7 @@ void bind_buffer(py::module_& m) {
                  return buffer;
              })
         .def("dlpack", &to_dlpack, py::arg("offset"), py::arg("shape"), py::arg("strides"),
-             py::arg("code"), py::arg("bits"), py::arg("versioned"))
+             py::arg("code"), py::arg("bits"), py::arg("versioned"), py::arg("stream") = py::none())
         .def("dlpack_device", [](const Buffer&) { return py::make_tuple(device_type(), 0); });
 }
 

@@ -11,6 +11,10 @@ SP_BEGIN
 int device_type() { return dlpack::cpu; }
 const char* device_word() { return "cpu"; }
 Stream current_stream() { return {}; }
+std::uintptr_t stream_handle(const Stream&) { return 0; }
+bool lend(const Stream&, std::intptr_t) { return false; }
+void take_back() noexcept {}
+py::object until_done(py::object owner) { return owner; }
 
 void bind_device(py::module_& m) {
     m.def("num_threads", &num_threads);

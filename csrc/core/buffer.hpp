@@ -22,6 +22,7 @@ class Buffer {
 
     void* data() const { return data_; }
     std::size_t bytes() const { return bytes_; }
+    const Stream& stream() const { return stream_; }
 
    private:
     void swap(Buffer& other) noexcept {

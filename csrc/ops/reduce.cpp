@@ -37,6 +37,8 @@ template void sum_rows_of(index, Range, const double*, index, bool, double*);
 
 #if defined(SADDLEPOINT_ISA_IS_BASE)
 
+index reduce_blocks(index rows) { return slabs(rows).count; }
+
 template <class T>
 void sum_rows(const Context&, index rows, Range columns, const T* x, index stride, bool accumulate,
               T* out) {

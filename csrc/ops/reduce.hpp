@@ -14,8 +14,10 @@ template <class F>
 void reduce_columns(const Context& context, const F& f, const Extent& extent,
                     const Operands<F>& operands, double* partial);
 
+// In how many blocks rows are summed: a function of their number alone.
+index reduce_blocks(index rows);
 inline index reduce_columns_scratch(index directions, index rows, index columns, index sums) {
-    return slabs(rows).count * directions * columns * sums;
+    return reduce_blocks(rows) * directions * columns * sums;
 }
 
 // out[c] (+)= sum over rows of x[row, c] for columns [begin, end); by the calling member alone.

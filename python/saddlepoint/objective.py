@@ -300,18 +300,14 @@ class NetworkLinearization:
         n = self._objective.size
         if len(v.shape) not in (1, 2) or v.shape[0] != n:
             raise ValueError(expected("v", f"shape ({n},) or ({n}, k)", tuple(v.shape)))
-        if len(v.shape) == 1:
-            out = empty_like(self._theta)
-            self._product(v, out)
-            return out
         rows = v.T  # the core wants each direction contiguous: free in Fortran order
         if isinstance(rows, np.ndarray):
             rows = np.ascontiguousarray(rows)
-        elif hasattr(rows, "contiguous"):
+        elif len(v.shape) == 2 and hasattr(rows, "contiguous"):
             rows = rows.contiguous()
         out = empty_like(self._theta, tuple(rows.shape))
         self._product(rows, out)
-        return out.T
+        return out.T if len(v.shape) == 2 else out
 
     def _product(self, v: ArrayLike, out: ArrayLike) -> None:
         block = self._block_size()

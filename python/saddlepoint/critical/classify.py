@@ -40,8 +40,8 @@ class CriticalPoint:
         Whether all eigenvalues were computed.
     eigenvalues, residuals : (m,) float64
         What was computed, ascending.
-    direction : (n,) float64
-        Unit eigenvector of ``lambda_min``.
+    direction, direction_max : (n,) arrays on the host
+        Unit eigenvectors of ``lambda_min`` and ``lambda_max``.
     size, products : int
         Parameters; products with H.
     """
@@ -61,6 +61,7 @@ class CriticalPoint:
     eigenvalues: NDArray[np.float64]
     residuals: NDArray[np.float64]
     direction: NDArray[Any]
+    direction_max: NDArray[Any]
     size: int
     products: int
 
@@ -72,9 +73,9 @@ class CriticalPoint:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; without the direction."""
+        """Plain values, for JSON; without the directions."""
         plain = asdict(self)
-        del plain["direction"]
+        del plain["direction"], plain["direction_max"]
         return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()}
 
 
@@ -84,6 +85,7 @@ def classify(
     gradient_tolerance: float | None = None,
     tolerance: float | None = None,
     k: int = 2,
+    exact: bool | None = None,
     max_products: int | None = None,
     rng: int | np.random.Generator | None = 0,
     show_progress: bool | None = None,
@@ -103,7 +105,9 @@ def classify(
         Eigenvalues within ± this count as zero; √eps |λ|max by default, and never less than the
         residual of the eigenvalue in question.
     k : int
-        Eigenvalues computed, both ends together. Up to 500 parameters all of them are.
+        Eigenvalues computed by Lanczos, both ends together.
+    exact : bool, optional
+        Compute all eigenvalues, from the dense Hessian; by default up to 500 parameters.
     max_products : int, optional
         Budget of Hessian products for the two ends.
 
@@ -134,8 +138,8 @@ def classify(
     if not np.isfinite(H.loss) or not np.isfinite(gradient_norm):
         raise ValueError(expected("theta", "a finite loss and gradient", f"loss {H.loss}"))
     eps = float(np.finfo(H.dtype).eps)
-    exact = H.shape[0] <= _EXACT_UP_TO
-    values, residuals, direction, converged = (
+    exact = H.shape[0] <= _EXACT_UP_TO if exact is None else exact
+    values, residuals, directions, converged = (
         _all_eigenvalues(H, eps) if exact else _ends(H, max(k, 2), max_products, rng, show_progress)
     )
     low, high = float(values[0]), float(values[-1])
@@ -162,13 +166,15 @@ def classify(
         exact=exact,
         eigenvalues=values,
         residuals=residuals,
-        direction=direction,
+        direction=directions[0],
+        direction_max=directions[1],
         size=H.shape[0],
         products=H.products,
     )
 
 
-_Spectrum = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[Any], bool]
+# Values, residuals, the eigenvectors of the two ends, and whether they converged.
+_Spectrum = tuple[NDArray[np.float64], NDArray[np.float64], tuple[NDArray[Any], NDArray[Any]], bool]
 
 
 def _all_eigenvalues(H: HessianOperator, eps: float) -> _Spectrum:
@@ -180,7 +186,8 @@ def _all_eigenvalues(H: HessianOperator, eps: float) -> _Spectrum:
     values, vectors = np.linalg.eigh(symmetric)
     asymmetry = float(np.linalg.norm(dense - symmetric, 2))
     rounding = eps * H.shape[0] ** 0.5 * float(np.abs(values).max())
-    return values, np.full(len(values), asymmetry + rounding), vectors[:, 0], True
+    bounds = np.full(len(values), asymmetry + rounding)
+    return values, bounds, (vectors[:, 0].copy(), vectors[:, -1].copy()), True
 
 
 def _ends(
@@ -191,7 +198,8 @@ def _ends(
     show_progress: bool | None,
 ) -> _Spectrum:
     pairs = eigsh(H, k, "BE", max_products=max_products, rng=rng, show_progress=show_progress)
-    return pairs.values, pairs.residuals, gather(pairs.vectors[0]), pairs.converged
+    ends = gather(pairs.vectors[0]), gather(pairs.vectors[-1])
+    return pairs.values, pairs.residuals, ends, pairs.converged
 
 
 def _verdict(

@@ -41,7 +41,7 @@ class Escape:
     steps, losses : (m,) float64
         The line search, sorted: signed lengths and the loss there.
     evaluations : int
-        Losses computed.
+        Losses that the search computed.
     products : int
         Hessian products, for the eigenvector.
     """
@@ -98,7 +98,7 @@ def escape(
     direction : (n,) array, optional
         Take this instead of computing the eigenvector: `CriticalPoint.direction`, say.
     points : int
-        Losses evaluated besides, for a picture of the line.
+        Losses evaluated besides, for a picture of the line; they are not counted.
     max_products : int, optional
         Budget for the eigenvector.
 
@@ -153,6 +153,7 @@ def escape(
         return seen[s]
 
     step = _line_search(loss, 1e-3 * max(1.0, math.sqrt(dot(theta, theta))))
+    evaluations = len(seen) - 1
     for s in np.linspace(-1.5 * abs(step), 1.5 * abs(step), points):
         loss(float(s))
     moved = copy(theta)
@@ -172,7 +173,7 @@ def escape(
         predicted_drop=0.5 * abs(eigenvalue) * step**2 - slope * step,
         steps=steps,
         losses=np.array([seen[s] for s in steps.tolist()]),
-        evaluations=len(seen) - 1,
+        evaluations=evaluations,
         products=H.products,
     )
 

@@ -1,0 +1,84 @@
+"""The loss over a plane through a point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import expected
+from .objective import Objective
+from .progress import progress
+from .vector import ArrayLike, axpy, copy
+
+__all__ = ["Slice2D", "plane"]
+
+
+@dataclass(frozen=True)
+class Slice2D:
+    """Losses L(θ + αd + βe) on a grid.
+
+    Attributes
+    ----------
+    alphas : (a,) float64
+    betas : (b,) float64
+    losses : (a, b) float64
+    labels : (str, str)
+        What d and e are.
+    path : (p, 3) float64, optional
+        A trajectory: α, β and the loss.
+    """
+
+    alphas: NDArray[np.float64]
+    betas: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    labels: tuple[str, str]
+    path: NDArray[np.float64] | None = None
+
+
+def plane(
+    objective: Objective,
+    theta: ArrayLike,
+    d: ArrayLike,
+    e: ArrayLike,
+    radius: float | tuple[float, float] = 1.0,
+    points: int = 31,
+    labels: tuple[str, str] = ("d", "e"),
+    path: NDArray[np.float64] | None = None,
+    show_progress: bool | None = None,
+) -> Slice2D:
+    """Evaluate the loss on a grid in the plane through θ that d and e span.
+
+    Parameters
+    ----------
+    objective : Objective
+    theta, d, e : (n,) arrays of one kind
+    radius : float or (float, float)
+        α and β go from −radius to radius.
+    points : int
+        An odd number of points in each direction, so that θ itself is the middle one.
+
+    Examples
+    --------
+    >>> import numpy as np, saddlepoint as sp
+    >>> from saddlepoint.landscape import plane
+    >>> x, y = np.eye(2)
+    >>> plane(sp.surfaces.Saddle(), np.zeros(2), x, y, points=3).losses[:, 1]  # 5x² − y²
+    array([5., 0., 5.])
+    """
+    if points < 3 or points % 2 == 0:
+        raise ValueError(expected("points", "an odd number from 3", points))
+    reach = (radius, radius) if isinstance(radius, (int, float)) else radius
+    alphas, betas = (np.linspace(-r, r, points) for r in reach)
+    losses = np.empty((points, points))
+    with progress("loss surface", points * points, show_progress) as tick:
+        for i, alpha in enumerate(alphas.tolist()):
+            for j, beta in enumerate(betas.tolist()):
+                moved: Any = copy(theta)
+                axpy(alpha, d, moved)
+                axpy(beta, e, moved)
+                losses[i, j] = objective.loss(moved)
+                tick()
+    return Slice2D(alphas, betas, losses, labels, path)

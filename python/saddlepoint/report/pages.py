@@ -1,0 +1,147 @@
+"""The pages of ``saddlepoint demo`` and ``saddlepoint analyze``, put together from their results."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from .figures import (
+    escape_line,
+    extreme_eigenvalues,
+    loss_comparison,
+    loss_surface,
+    training_curves,
+)
+from .page import Panel, Report, Verdict, write
+
+if TYPE_CHECKING:
+    from ..demo import Demo
+    from ..runs import Analysis, Run
+
+__all__ = ["write_analysis", "write_demo"]
+
+_HEADLINES = {
+    "not critical": "Not at a critical point",
+    "minimum": "At a minimum",
+    "maximum": "At a maximum",
+    "saddle": "Stuck at a saddle point",
+    "degenerate": "At a degenerate point",
+    "undecided": "Undecided",
+}
+
+
+def _verdict(run: Run, found: Analysis) -> Verdict:
+    point = found.point
+    evidence = [
+        ("gradient norm", f"{point.gradient_norm:.3g}"),
+        ("at the start of training", f"{found.initial_gradient_norm:.3g}"),
+        ("smallest eigenvalue", f"{point.lambda_min:.4g} ± {point.residual_min:.0e}"),
+        ("largest eigenvalue", f"{point.lambda_max:.4g} ± {point.residual_max:.0e}"),
+        ("training rows", f"{found.samples}"),
+        ("Hessian-vector products", f"{point.products}"),
+    ]
+    if run.test_accuracy == run.test_accuracy:
+        evidence.insert(0, ("test accuracy", f"{run.test_accuracy:.2%}"))
+    return Verdict(_HEADLINES[point.kind], point.reason, evidence)
+
+
+def _network(run: Run) -> str:
+    config = run.config
+    norm = ", batch norm" if config.batch_norm else ""
+    return f"{'-'.join(map(str, config.layers))}, {config.activation}{norm}"
+
+
+def _facts(run: Run, command: str) -> dict[str, str]:
+    config = run.config
+    return {
+        "version": __version__,
+        "data": Path(config.data).name,
+        "optimizer": f"{config.optimizer}, rate {config.lr:g}",
+        "epochs": f"{config.epochs} of batches of {config.batch_size}",
+        "seed": str(config.seed),
+        "command": command,
+    }
+
+
+def write_analysis(run: Run, found: Analysis, folder: str | os.PathLike[str]) -> Path:
+    """Write the page on the point that a run reached; its path."""
+    panels = [
+        Panel("eigenvalues", "Curvature at both ends", "", extreme_eigenvalues(found.point)),
+        Panel("training", "How training went", "", training_curves(run.history)),
+    ]
+    command = f"saddlepoint analyze RUN --samples {found.samples}"
+    report = Report(
+        "What training reached",
+        _network(run),
+        [_verdict(run, found)],
+        panels,
+        _facts(run, command),
+    )
+    return write(report, folder)
+
+
+def write_demo(found: Demo, folder: str | os.PathLike[str]) -> Path:
+    """Write the page of the demonstration; its path."""
+    first = found.stages[0]
+    spent = found.descent[-1, 0] + 1
+    saddle = Verdict(
+        "A saddle point, left",
+        "A linear network with one hidden layer started near its saddle at zero. Gradient descent "
+        f"hangs there: the gradient is {first.point.gradient_norm:.1g}. But the loss falls along "
+        "one direction, and a step along it gets training moving again, "
+        f"{len(found.stages)} times until the minimum.",
+        [
+            (
+                "smallest eigenvalue",
+                f"{first.point.lambda_min:.4g} ± {first.point.residual_min:.0e}",
+            ),
+            ("drop along it", f"{first.way.actual_drop:.3g}"),
+            ("predicted by ½|λ|s²", f"{first.way.predicted_drop:.3g}"),
+            (
+                f"steps that descent at rate {found.lr:g} needs for it",
+                f"{first.way.gradient_steps(found.lr):.0f}",
+            ),
+            ("loss by descent alone", f"{found.descent[-1, 1]:.3g}"),
+            ("loss with escapes", f"{found.escaped[-1, 1]:.3g}"),
+            ("gradient evaluations, both", f"{spent:.0f}"),
+        ],
+    )
+    curves = {"gradient descent": _xy(found.descent), "with escapes": _xy(found.escaped)}
+    panels = [
+        Panel("surface", "The loss around the saddle", "", loss_surface(found.surface)),
+        Panel("escape", "The way down", "", escape_line(first.way)),
+        Panel(
+            "comparison",
+            "With and without the escapes",
+            "",
+            loss_comparison(
+                curves,
+                xlabel="gradient evaluations (a Hessian product counts as two)",
+                log=False,
+            ),
+        ),
+        Panel(
+            "eigenvalues",
+            "Curvature where the digits network ended",
+            "",
+            extreme_eigenvalues(found.analysis.point),
+        ),
+        Panel("training", "How the digits network trained", "", training_curves(found.run.history)),
+    ]
+    report = Report(
+        "saddlepoint demo",
+        f"UCI digits ({_network(found.run)}), and a factored linear network",
+        [saddle, _verdict(found.run, found.analysis)],
+        panels,
+        _facts(found.run, f"saddlepoint demo --seed {found.run.config.seed}"),
+    )
+    return write(report, folder)
+
+
+def _xy(curve: object) -> tuple[object, object]:
+    import numpy as np
+
+    values = np.asarray(curve)
+    return values[:, 0], values[:, 1]
