@@ -54,9 +54,7 @@ class _Problem:
         """Of the matrix products: six a layer, two in the first, whose input does not move."""
         shapes = list(pairwise(self.widths))
         terms = [2 * shapes[0][0] * shapes[0][1], *(6 * i * o for i, o in shapes[1:])]
-        text = " + ".join(
-            f"{2 if k == 0 else 6}·{i}·{o}" for k, (i, o) in enumerate(shapes)
-        )
+        text = " + ".join(f"{2 if k == 0 else 6}·{i}·{o}" for k, (i, o) in enumerate(shapes))
         return 2.0 * self.rows * sum(terms), f"2·{self.rows}·({text}) flops of matrix products"
 
     def arrays(self, flat: NDArray[Any]) -> list[NDArray[Any]]:
@@ -203,9 +201,7 @@ def _jax(jax: Any, problem: _Problem, block: int) -> list[Contestant]:
     apply = jax.jit(jax.vmap(linear) if many else linear)
 
     def read(result: Any) -> NDArray[Any]:
-        return np.concatenate(
-            [peers.host(a).reshape(block, -1) for a in result], -1
-        ).T
+        return np.concatenate([peers.host(a).reshape(block, -1) for a in result], -1).T
 
     wait = jax.block_until_ready
     return [

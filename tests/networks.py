@@ -89,7 +89,10 @@ def to_reference(net: nn.Layer, buffers: Array | None = None) -> list[layers.Lay
     return result
 
 
-def _to_torch(layer: nn.Layer) -> torch.nn.Module:
+def to_torch(layer: nn.Layer) -> torch.nn.Module:
+    """A module with the same parameters, in float32 and by PyTorch's own initial values."""
+    if isinstance(layer, nn.Sequential):
+        return torch.nn.Sequential(*map(to_torch, layer.children))
     if isinstance(layer, nn.Linear):
         return torch.nn.Linear(layer.in_features, layer.out_features, layer.bias)
     if isinstance(layer, nn.BatchNorm):
@@ -106,7 +109,7 @@ class TorchLoss:
 
     def __init__(self, problem: Problem, frozen: bool = False, dtype: str = "float64") -> None:
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.module = torch.nn.Sequential(*map(_to_torch, problem.net.children)).to(self.dtype)
+        self.module = to_torch(problem.net).to(self.dtype)
         self.module.train(not frozen)
         stored = [b for b in self.module.buffers()]
         sizes = [b.numel() for b in stored]

@@ -14,8 +14,8 @@ SP_BEGIN
 // One for each host thread. It is never freed: buffers may outlive the thread that made them.
 struct Native {
     cudaStream_t stream;
-    cudaMemPool_t pool;   // null: the device has no memory pools
-    double* partial;      // scratch for sums, `partial_size` of them
+    cudaMemPool_t pool;  // null: the device has no memory pools
+    double* partial;     // scratch for sums, `partial_size` of them
     index multiprocessors;
     void* blas = nullptr;  // a cublasHandle_t, made by the first product
 };
@@ -25,7 +25,7 @@ constexpr int device = 0;  // the one that CUDA_VISIBLE_DEVICES puts first
 
 inline Native& native(const Stream& stream) { return *static_cast<Native*>(stream.native); }
 
-// The calling thread's stream, made when first asked for; null where `has_stream` is false.
+// The calling thread's stream, made when first asked for.
 Stream thread_stream();
 bool has_thread_stream();
 

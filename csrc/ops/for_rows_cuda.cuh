@@ -31,5 +31,4 @@ void for_rows(const Context& context, const F& f, index directions, index rows) 
 
 SP_END
 
-#define SP_INSTANTIATE_ROWS(F) \
-    template void for_rows<F>(const Context&, const F&, index, index);
+#define SP_INSTANTIATE_ROWS(F) template void for_rows<F>(const Context&, const F&, index, index);

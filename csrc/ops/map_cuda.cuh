@@ -28,8 +28,7 @@ __device__ __forceinline__ void store(typename F::scalar* to, typename F::scalar
 
 // Everything is loaded before anything is stored, so operands may be the same memory.
 template <class F, std::size_t... I>
-__device__ __forceinline__ void map_element(const F& f,
-                                            typename F::scalar* const (&at)[F::arity],
+__device__ __forceinline__ void map_element(const F& f, typename F::scalar* const (&at)[F::arity],
                                             std::index_sequence<I...>) {
     typename F::scalar x[] = {*at[I]...};
     f(x[I]...);

@@ -10,7 +10,7 @@ __all__ = ["DeviceError", "FileFormatError", "expected"]
 
 
 class DeviceError(RuntimeError):
-    """A device was asked for that this build or this machine does not have; the message says why."""
+    """A device that this build or this machine does not have; the message says why."""
 
 
 class FileFormatError(ValueError):

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def build_network(
     """
     draw = init.he_normal if activation == "relu" else init.xavier_normal
     parts: list[Layer] = []
-    for inputs, outputs in zip(layers[:-2], layers[1:-1], strict=True):
+    for inputs, outputs in pairwise(layers[:-1]):
         parts.append(Linear(inputs, outputs, weight_init=draw))
         if batch_norm:
             parts.append(BatchNorm(outputs))

@@ -1,4 +1,4 @@
-"""The pages of ``saddlepoint demo`` and ``saddlepoint analyze``, put together from their results."""
+"""The pages of ``saddlepoint demo`` and ``saddlepoint analyze``, made from their results."""
 
 from __future__ import annotations
 
@@ -108,7 +108,10 @@ def write_demo(found: Demo, folder: str | os.PathLike[str]) -> Path:
             ("gradient evaluations, both", f"{spent:.0f}"),
         ],
     )
-    curves = {"gradient descent": _xy(found.descent), "with escapes": _xy(found.escaped)}
+    curves = {
+        name: (curve[:, 0], curve[:, 1])
+        for name, curve in (("gradient descent", found.descent), ("with escapes", found.escaped))
+    }
     panels = [
         Panel("surface", "The loss around the saddle", "", loss_surface(found.surface)),
         Panel("escape", "The way down", "", escape_line(first.way)),
@@ -138,10 +141,3 @@ def write_demo(found: Demo, folder: str | os.PathLike[str]) -> Path:
         _facts(found.run, f"saddlepoint demo --seed {found.run.config.seed}"),
     )
     return write(report, folder)
-
-
-def _xy(curve: object) -> tuple[object, object]:
-    import numpy as np
-
-    values = np.asarray(curve)
-    return values[:, 0], values[:, 1]
