@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saddlepoint import Vector, optim, vector
 
@@ -15,6 +17,11 @@ from .runner import Bar, Case, Contestant, Floor, Options, Roof
 TITLE = "AdamW"
 BYTES = 28  # a parameter: p, m and v read and written, the gradient read
 FORMULA = "28 B a parameter: p, m, v read and written, the gradient read"
+
+
+def _read(p: Any, _: Any) -> NDArray[Any]:
+    """The parameter, whatever the step returned."""
+    return peers.host(p)
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -27,9 +34,7 @@ def cases(options: Options) -> Iterator[Case]:
 
     def ours(name: str, p: Any, gradient: Any) -> Contestant:
         optimizer = optim.AdamW(p, lr=1e-3)
-        return Contestant(
-            name, "saddlepoint", lambda: optimizer.step(gradient), lambda _: peers.host(p)
-        )
+        return Contestant(name, "saddlepoint", partial(optimizer.step, gradient), partial(_read, p))
 
     def scale(name: str, x: Any) -> Roof:
         return Roof(name, lambda: vector.scale(1.0, x), 8.0 * 4 * n)
@@ -52,7 +57,7 @@ def cases(options: Options) -> Iterator[Case]:
         absent["torch"] = torch
     else:
 
-        def tensor(x: np.ndarray[Any, Any]) -> Any:
+        def tensor(x: NDArray[Any]) -> Any:
             return torch.tensor(x, device=device)
 
         contestants.append(ours(on_tensor, tensor(start), tensor(slope)))
@@ -62,7 +67,7 @@ def cases(options: Options) -> Iterator[Case]:
             flags = {"foreach": False} if how == "default" else {how: True}
             optimizer = torch.optim.AdamW([p], lr=1e-3, **flags)
             contestants.append(
-                Contestant(f"torch {how}", "torch", optimizer.step, lambda _, p=p: peers.host(p))
+                Contestant(f"torch {how}", "torch", optimizer.step, partial(_read, p))
             )
         x = torch.ones(4 * n, device=device)
         roofs.append(Roof("in place, torch", lambda: x.mul_(1.0), 8.0 * 4 * n))
@@ -77,5 +82,5 @@ def cases(options: Options) -> Iterator[Case]:
         [Bar("torch", 1.0)],
         absent,
         tolerance=1e-6,  # the fused kernels agree to the bit; the others round elsewhere
-        budget=1.0 if options.quick else 90.0,
+        budget=options.budget(90.0),
     )

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,12 @@ from .runner import Case, Contestant, Floor, Options, Roof
 
 TITLE = "Batch normalization"
 EPS, MOMENTUM = 1e-5, 0.1
+# Bytes an element: with a slab of columns kept in cache, and with the inputs read a second time.
+FLOORS = {
+    "forward": {8: "x read, y written", 12: "x read twice, y written"},
+    "backward": {12: "x, dy read, dx written", 20: "x, dy read twice, dx written"},
+    "forward and backward": {20: "both, inputs read once each", 32: "both, inputs read twice each"},
+}
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -31,16 +38,7 @@ def cases(options: Options) -> Iterator[Case]:
     absent = {"torch": torch} if isinstance(torch, str) else {}
     theirs = {} if absent else _torch(torch, x, dy, weight, bias, options)
     large = Vector.from_numpy(np.ones((rows, columns), np.float32), device)
-    # Bytes an element: with the columns' slab in cache, and with each input read once more.
-    floors = {
-        "forward": (("x read, y written", 8), ("x read twice, y written", 12)),
-        "backward": (("x, dy read, dx written", 12), ("x, dy read twice, dx written", 20)),
-    }
-    floors["forward and backward"] = tuple(
-        (f"{f[0]}; {b[0]}", f[1] + b[1])
-        for f, b in zip(floors["forward"], floors["backward"], strict=True)
-    )
-    for direction, least in floors.items():
+    for direction, floors in FLOORS.items():
         yield Case(
             f"batch norm ({rows}, {columns}), {direction}",
             {"rows": rows, "columns": columns, "dtype": "float32", "training": True},
@@ -48,11 +46,11 @@ def cases(options: Options) -> Iterator[Case]:
             [Roof("in place", lambda: vector.scale(1.0, large), 8.0 * rows * columns)],
             [
                 Floor(bytes_ * rows * columns, "B", f"{bytes_} B an element: {what}", ("in place",))
-                for what, bytes_ in least
+                for bytes_, what in floors.items()
             ],
             absent=absent,
             tolerance=1e-4,  # sums over rows in another order; a float's eps grows with their root
-            budget=0.5 if options.quick else 40.0,
+            budget=options.budget(40.0),
         )
 
 
@@ -92,13 +90,13 @@ def _torch(
     mean, var = torch.zeros_like(weight), torch.ones_like(weight)
     learned = [a.clone().requires_grad_() for a in (x, weight, bias)]
     aten = torch.ops.aten
-    cudnn = options.device == "cuda"  # what autograd itself would call there
+    arguments = (x, weight, bias, mean, var, True, MOMENTUM, EPS)
 
     def function(x: Any, weight: Any, bias: Any) -> Any:
         return torch.nn.functional.batch_norm(x, mean, var, weight, bias, True, MOMENTUM, EPS)
 
     def native() -> Any:
-        return aten.native_batch_norm(x, weight, bias, mean, var, True, MOMENTUM, EPS)
+        return aten.native_batch_norm(*arguments)
 
     def native_backward(saved: Any) -> Any:
         mask = [True] * 3
@@ -121,10 +119,16 @@ def _torch(
     def peer(name: str, call: Callable[[], Any], note: str = "") -> Contestant:
         return Contestant(name, "torch", call, lambda r: peers.host(r[0]), note=note)
 
+    outputs = {
+        name: torch.empty_like(a)
+        for name, a in (("out", x), ("save_mean", weight), ("save_invstd", weight))
+    }
+    reused = partial(aten.native_batch_norm.out, *arguments, **outputs)
     result = {
         "forward": [
             peer("torch batch_norm", forward_only(function)),
             peer("torch native_batch_norm", native),
+            peer("torch native_batch_norm, out reused", reused),
         ],
         "backward": [
             peer(
@@ -138,17 +142,6 @@ def _torch(
             peer("torch native_batch_norm, and its backward", lambda: native_backward(native())),
         ],
     }
-    if not cudnn:
-        y, save = torch.empty_like(x), [torch.empty_like(weight) for _ in range(2)]
-        result["forward"].append(
-            peer(
-                "torch native_batch_norm, out reused",
-                lambda: aten.native_batch_norm.out(
-                    x, weight, bias, mean, var, True, MOMENTUM, EPS,
-                    out=y, save_mean=save[0], save_invstd=save[1],
-                ),
-            )
-        )  # fmt: skip
     if options.quick:
         return result  # compiling takes many seconds
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

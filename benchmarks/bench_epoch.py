@@ -15,7 +15,7 @@ import saddlepoint as sp
 from saddlepoint import data, nn, optim
 
 from . import peers
-from .bench_hvp import _gemms
+from .bench_hvp import gemms
 from .runner import Bar, Case, Contestant, Floor, Options
 
 TITLE = "One epoch"
@@ -60,7 +60,7 @@ def cases(options: Options) -> Iterator[Case]:
         absent["torch"] = torch
     else:
         contestants.append(_torch(torch, params, x, y, device))
-        roofs = _gemms(torch, device, options.quick)
+        roofs = gemms(torch, device, options.quick)
     if isinstance(jax, str):
         absent["jax"] = jax
     else:
@@ -90,7 +90,7 @@ def cases(options: Options) -> Iterator[Case]:
         [Bar("torch", 1.3), Bar("jax", 1.3)],
         absent,
         tolerance=0.01,  # of the loss, in means over 10 updates: rounding grows along the path
-        budget=2.0 if options.quick else 120.0,
+        budget=options.budget(120.0),
     )
 
 
@@ -119,7 +119,9 @@ def _network() -> nn.Layer:
 
 def _curve(losses: NDArray[Any]) -> NDArray[Any]:
     """Means over 10 updates."""
-    return np.asarray(losses, np.float64)[: len(losses) // 10 * 10].reshape(-1, 10).mean(1)
+    whole = len(losses) // 10 * 10
+    means: NDArray[Any] = np.asarray(losses[:whole], np.float64).reshape(-1, 10).mean(1)
+    return means
 
 
 def _order(rows: int) -> NDArray[np.int64]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -71,7 +72,7 @@ def _case(problem: _Problem, block: int, bar: float | None, options: Options) ->
         absent["torch"] = torch
     else:
         contestants += _torch(torch, problem, block)
-        roofs += _gemms(torch, problem.device, options.quick)
+        roofs += gemms(torch, problem.device, options.quick)
     if isinstance(jax, str):
         absent["jax"] = jax
     else:
@@ -96,7 +97,7 @@ def _case(problem: _Problem, block: int, bar: float | None, options: Options) ->
         [Bar(GRAPH_KEPT, bar)] if bar and block == 1 else [],
         absent,
         tolerance=2e-5,  # each is within 1e-6 of float64 in norm; here the largest difference
-        budget=1.0 if options.quick else 60.0,
+        budget=options.budget(60.0),
     )
 
 
@@ -119,7 +120,7 @@ def _columns(product: Any) -> NDArray[Any]:
     return flat.reshape(len(flat), -1)
 
 
-def _gemms(torch: Any, device: str, quick: bool) -> list[Roof]:
+def gemms(torch: Any, device: str, quick: bool) -> list[Roof]:
     """Matrix products large enough to reach the peak."""
     shapes = [(256, 256, 256)] if quick else [(1024, 1024, 1024), (4096, 512, 784)]
     if device == "cuda":
@@ -128,8 +129,8 @@ def _gemms(torch: Any, device: str, quick: bool) -> list[Roof]:
     for m, n, k in shapes:
         a, b = torch.ones(m, k, device=device), torch.ones(k, n, device=device)
         c = torch.empty(m, n, device=device)
-        call: Callable[[], Any] = lambda a=a, b=b, c=c: torch.mm(a, b, out=c)  # noqa: E731
-        roofs.append(Roof(f"gemm {m}x{n}x{k}", call, 2.0 * m * n * k))
+        name = f"gemm {m}x{n}x{k}"
+        roofs.append(Roof(name, partial(torch.mm, a, b, out=c), 2.0 * m * n * k))
     return roofs
 
 

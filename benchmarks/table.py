@@ -142,9 +142,9 @@ def written(readme: str, reports: Sequence[dict[str, Any]]) -> str:
     ValueError
         If there are results and no markers.
     """
+    if not reports:
+        return readme
     if BEGIN not in readme or END not in readme:
-        if not reports:
-            return readme
         raise ValueError(f"README.md: expected {BEGIN} and {END}, got neither")
     before, rest = readme.split(BEGIN, 1)
     after = rest.split(END, 1)[1]

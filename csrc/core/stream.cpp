@@ -44,7 +44,7 @@ Slabs slabs(index rows) {
 
 index column_blocks(index columns) {
     index blocks = 1;
-    while (blocks < 16 && columns > 128 * blocks) blocks *= 2;
+    while (blocks < 16 && columns > 256 * blocks) blocks *= 2;
     return blocks;
 }
 

@@ -101,9 +101,7 @@ def outputs(layers: Sequence[Layer], theta: Array, x: Array) -> Array:
     return x
 
 
-def pull_back(
-    layers: Sequence[Layer], theta: Array, x: Array, dy: Array
-) -> tuple[Array, Array]:
+def pull_back(layers: Sequence[Layer], theta: Array, x: Array, dy: Array) -> tuple[Array, Array]:
     """(dx, dθ) for the gradient dy of the outputs: backpropagation."""
     inputs, parts = [x], split(layers, theta)
     for layer, arrays in zip(layers, parts, strict=True):
@@ -120,9 +118,7 @@ def loss(layers: Sequence[Layer], kind: str, theta: Array, x: Array, targets: Ar
     return float(LOSSES[kind](outputs(layers, theta, x), targets)[0].real)
 
 
-def gradient(
-    layers: Sequence[Layer], kind: str, theta: Array, x: Array, targets: Array
-) -> Array:
+def gradient(layers: Sequence[Layer], kind: str, theta: Array, x: Array, targets: Array) -> Array:
     """∇ of the mean loss with respect to θ."""
     dz = LOSSES[kind](outputs(layers, theta, x), targets)[1]
     return pull_back(layers, theta, x, dz)[1]

@@ -1,0 +1,280 @@
+"""The runner's statistics on a clock of our own, the benches end to end, and the README's table."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the benches are no part of the package
+
+from benchmarks import peers, runner, table  # noqa: E402
+from benchmarks.__main__ import NAMES, main  # noqa: E402
+from benchmarks.runner import Bar, Case, Contestant, Floor, Meter, Options, Roof  # noqa: E402
+
+
+class Machine:
+    """A clock that moves only when work is done."""
+
+    def __init__(self) -> None:
+        self.now, self.interruptions, self.rested = 0.0, 0, 0.0
+
+    def meter(self) -> Meter:
+        return Meter(lambda: self.now, lambda: self.interruptions, lambda: 0, self._rest)
+
+    def _rest(self, seconds: float) -> None:
+        self.rested += seconds
+
+    def work(
+        self,
+        seconds: float,
+        slowdown: Callable[[int], float] = lambda visit: 1.0,
+        interrupted: Callable[[int], bool] = lambda visit: False,
+    ) -> Callable[[], float]:
+        """Takes ``seconds`` (a block's worth, so one call a block) times the visit's slowdown."""
+        count = 0
+
+        def call() -> float:
+            nonlocal count
+            visit = (count - 2) // 2  # two warm-up calls; then one untimed and one timed a visit
+            count += 1
+            self.now += seconds * (slowdown(visit) if visit >= 0 else 1.0)
+            self.interruptions += visit >= 0 and interrupted(visit)
+            return seconds
+
+        return call
+
+
+def ours(call: Callable[[], Any], **more: Any) -> Contestant:
+    return Contestant("ours", "saddlepoint", call, **more)
+
+
+def theirs(call: Callable[[], Any], name: str = "theirs", **more: Any) -> Contestant:
+    return Contestant(name, "torch", call, **more)
+
+
+def entry(report: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(c for c in report["contestants"] if c["name"] == name)
+    return found
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    """A neighbour slows whole rounds by up to nine: the ratio within each stays two."""
+    machine = Machine()
+
+    def slowdown(visit: int) -> float:
+        return 1.0 + visit % 9
+
+    a, b = machine.work(0.01, slowdown), machine.work(0.02, slowdown)
+    report = runner.measure(Case("c", {}, [ours(a), theirs(b)], budget=1.0), machine.meter())
+    assert report["ratios"]["ours"]["torch"] == {"best": "theirs", "ratio": pytest.approx(2.0)}
+    assert entry(report, "ours")["seconds"]["min"] == pytest.approx(0.01)
+    assert entry(report, "ours")["seconds"]["max"] > 0.05
+
+
+def test_a_peer_counts_with_its_best() -> None:
+    machine = Machine()
+    contestants = [
+        ours(machine.work(0.01)),
+        theirs(machine.work(0.05), "slow"),
+        theirs(machine.work(0.03), "fast"),
+    ]
+    bars = [Bar("torch", 2.5), Bar("slow", 6.0)]
+    report = runner.measure(Case("c", {}, contestants, bars=bars, budget=1.0), machine.meter())
+    assert report["ratios"]["ours"]["torch"]["best"] == "fast"
+    assert [bar["met"] for bar in report["bars"]] == [True, False]
+    assert [bar["ratio"] for bar in report["bars"]] == pytest.approx([3.0, 5.0])
+
+
+@pytest.mark.parametrize("share", [3, 1])
+def test_interrupted_rounds_are_dropped_where_enough_remain(share: int) -> None:
+    """Every third round, or every round."""
+    machine = Machine()
+
+    def hit(visit: int) -> bool:
+        return visit % share == 0
+
+    call = machine.work(0.01, lambda visit: 100.0 if hit(visit) else 1.0, hit)
+    report = runner.measure(Case("c", {}, [ours(call)], budget=1.0), machine.meter())
+    found = entry(report, "ours")
+    if share == 3:
+        assert found["seconds"]["max"] == pytest.approx(0.01)
+        assert found["dropped"] == pytest.approx(found["repetitions"] / 2, abs=1)
+    else:
+        assert found["seconds"]["median"] == pytest.approx(1.0)
+        assert found["dropped"] == 0
+
+
+def test_slow_contestants_sit_out_rounds() -> None:
+    machine = Machine()
+    fast, slow = machine.work(0.01), machine.work(1.0)
+    case = Case("c", {}, [ours(fast), theirs(slow)], budget=20.0)
+    report = runner.measure(case, machine.meter())
+    assert entry(report, "ours")["repetitions"] == runner.ROUNDS[1]
+    assert runner.ROUNDS[0] <= entry(report, "theirs")["repetitions"] < 20
+    assert report["ratios"]["ours"]["torch"]["ratio"] == pytest.approx(100.0)
+    assert machine.now + machine.rested < 2 * case.budget  # visits are rounded up to a power of two
+
+
+def test_quick_calls_are_repeated_within_a_block() -> None:
+    now = 0.0
+
+    def call() -> None:
+        nonlocal now
+        now += 1e-4
+
+    report = runner.measure(
+        Case("c", {}, [ours(call, units=4)], budget=1.0), Meter(clock=lambda: now)
+    )
+    assert entry(report, "ours")["calls_per_repetition"] == 50
+    assert entry(report, "ours")["seconds"]["median"] == pytest.approx(1e-4 / 4)
+
+
+def test_floor_is_the_work_at_the_fastest_roof() -> None:
+    machine = Machine()
+    case = Case(
+        "c",
+        {},
+        [ours(machine.work(0.08))],
+        [Roof("slow", machine.work(0.01), 1e6), Roof("fast", machine.work(0.01), 2e6)],
+        [Floor(4e6, "B", "all of it", ("slow", "fast")), Floor(1.0, "B", "none", ("absent",))],
+        budget=1.0,
+    )
+    first, second = runner.measure(case, machine.meter())["floors"]
+    assert first["roof"] == {"name": "fast", "rate": pytest.approx(2e8)}
+    assert first["share"] == {"ours": pytest.approx(0.02 / 0.08)}
+    assert second["roof"] is None
+
+
+def test_contestants_must_compute_the_same() -> None:
+    machine = Machine()
+
+    def case(value: float) -> Case:
+        return Case(
+            "c",
+            {},
+            [
+                ours(machine.work(0.01), read=lambda _: np.array([2.0, 1.0])),
+                theirs(machine.work(0.01), read=lambda _: np.array([2.0, value])),
+            ],
+            tolerance=0.1,
+            budget=0.1,
+        )
+
+    close = runner.measure(case(1.1), machine.meter())
+    assert entry(close, "theirs")["deviation"] == pytest.approx(0.05)
+    with pytest.raises(RuntimeError, match=r"theirs: expected the same .* deviation of 0\.5"):
+        runner.measure(case(2.0), machine.meter())
+    with pytest.raises(RuntimeError, match="deviation of nan"):
+        runner.measure(case(np.nan), machine.meter())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_benches_run_without_peers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "load", lambda name, device: "not installed")
+    monkeypatch.delenv("SADDLEPOINT_DATA", raising=False)
+    bench = importlib.import_module(f"benchmarks.bench_{name}")
+    for case in bench.cases(Options(quick=True)):
+        report = runner.measure(replace(case, budget=0.0))
+        assert report["absent"]["torch"] == "not installed"
+        assert {c["library"] for c in report["contestants"]} == {"saddlepoint"}
+        assert report["bars"] == []
+
+
+def test_quick_run_writes_a_json(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "hvp", "--quick", "--output", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "hvp-cpu.json").read_text())
+    assert not report["ran_on_gpu"]
+    assert report["quick"]
+    assert report["threads"]["saddlepoint"] >= 1
+    assert {"saddlepoint", "numpy", "torch", "jax"} <= report["versions"].keys()
+    assert {"commit", "dirty"} == report["git"].keys()
+    for case in report["cases"]:
+        libraries = {c["library"] for c in case["contestants"]}
+        assert libraries | case["absent"].keys() == {"saddlepoint", "torch", "jax"}
+        for contestant in case["contestants"]:
+            found = contestant["seconds"]
+            assert 0 < found["min"] <= found["median"] <= found["max"]
+    assert table.table([report]).count("\n| product") == len(report["cases"])
+
+
+def test_unknown_bench_or_device_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["nonsense"])
+    assert "NAME: expected adamw, batch_norm" in capsys.readouterr().err
+
+
+def report_of(device: str = "cpu") -> dict[str, Any]:
+    """What a run writes, as the table reads it."""
+    machine = Machine()
+    case = Case(
+        "work",
+        {},
+        [ours(machine.work(0.01)), theirs(machine.work(0.02))],
+        [Roof("roof", machine.work(0.01), 1e6)],
+        [Floor(5e5, "B", "half", ("roof",))],
+        absent={"jax": "not installed"},
+        budget=0.5,
+    )
+    cuda = device == "cuda"
+    return {
+        "bench": "one",
+        "device": device,
+        "ran_on_gpu": cuda,
+        "date": "2000-01-01",
+        "git": {"commit": "0123456789abcdef", "dirty": False},
+        "machine": {
+            "cpu": "Abacus",
+            "cores": 2,
+            "caches": {"L1d": "32KiB"},
+            "memory_bytes": 2**34,
+            "os": "Linux",
+            "gpu": ["Loom"] if cuda else None,
+        },
+        "versions": {"numpy": "2.0", "torch": "2.13.0", "jax": "not installed"},
+        "cases": [runner.measure(case, machine.meter())],
+    }
+
+
+def test_table_shows_ratio_floor_machine_and_what_never_ran() -> None:
+    text = table.table([report_of()])
+    assert "| work | 10 ms | 20 ms (**2.00×**; theirs) | not installed | 50% |" in text
+    assert "Abacus, 2 cores; L1d 32KiB; 16 GiB; Linux; NumPy 2.0, PyTorch 2.13.0;" in text
+    assert "commit 0123456789; 2000-01-01." in text
+    assert text.endswith("CUDA: never run on a GPU.")
+    both = table.table([report_of(), report_of("cuda")])
+    assert "never run" not in both
+    assert both.index("Abacus") < both.index("Loom")
+
+
+def test_table_stands_between_the_markers() -> None:
+    readme = f"# Title\n{table.BEGIN}\nold\n{table.END}\nrest\n"
+    first = table.written(readme, [report_of()])
+    assert first.startswith("# Title\n")
+    assert first.endswith("\nrest\n")
+    assert "old" not in first
+    assert table.written(first, [report_of()]) == first
+    with pytest.raises(ValueError, match=r"README\.md: expected"):
+        table.written("# Title\n", [report_of()])
+
+
+def test_readme_shows_the_committed_results() -> None:
+    assert table.main(["--check"]) == 0
+    assert not any(report["quick"] for report in table.saved())

@@ -1,0 +1,433 @@
+"""Training against a plain PyTorch loop in float64, and the promises of `fit`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import to_torch
+from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
+
+import saddlepoint as sp
+from saddlepoint import nn, optim
+from saddlepoint.train import History, predict
+
+Array = NDArray[Any]
+
+
+def data(rows: int, columns: int = 5, classes: int = 3, dtype: str = "float64") -> tuple[Any, Any]:
+    rng = np.random.default_rng([rows, columns])
+    return rng.standard_normal((rows, columns)).astype(dtype), rng.integers(0, classes, rows)
+
+
+def network(batch_norm: bool = False, inputs: int = 5, outputs: int = 3) -> nn.Sequential:
+    if not batch_norm:
+        return nn.Sequential(nn.Linear(inputs, 7), nn.Tanh(), nn.Linear(7, outputs))
+    hidden = nn.Linear(inputs, 7, bias=False), nn.BatchNorm(7), nn.ReLU()
+    return nn.Sequential(*hidden, nn.BatchNorm(7, momentum=None), nn.Linear(7, outputs))
+
+
+def visits(losses: Array, sizes: list[int], rows: int) -> list[set[int]]:
+    """The samples of each update, where sample i costs 4ⁱ: the loss spells them in base 4."""
+    result = []
+    for loss, size in zip(losses, sizes, strict=True):
+        total = round(loss * size)  # the loss is a mean
+        digits = [total >> 2 * i & 3 for i in range(rows)]
+        assert sum(digits) == size
+        assert max(digits) == 1
+        result.append({i for i, digit in enumerate(digits) if digit})
+    return result
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "sizes"),
+    [
+        (20, 20, [20]),  # S0.10: one update an epoch
+        (20, 1, [1] * 20),  # S0.10: and twenty
+        (20, 8, [8, 8, 4]),
+        (20, 19, [19, 1]),
+        (20, 50, [20]),
+        (1, 1, [1]),
+    ],
+)
+def test_s0_9_each_sample_once_an_epoch(rows: int, batch: int, sizes: list[int]) -> None:
+    net = nn.Linear(1, 1, bias=False, weight_init=nn.init.zeros)
+    y = 2.0 ** np.arange(rows)[:, None]  # squares are powers of 4; the prediction stays 0
+    run = sp.fit(
+        net, net.init(0, "float64"), nn.MeanSquaredError(), (np.ones((rows, 1)), y),
+        optimizer=lambda theta: optim.SGD(theta, lr=0.0), epochs=3, batch_size=batch, rng=5,
+    )  # fmt: skip
+    seen = visits(run.history.loss, 3 * sizes, rows)
+    orders = np.random.default_rng(5)
+    epochs = [seen[i : i + len(sizes)] for i in range(0, len(seen), len(sizes))]
+    for epoch in epochs:
+        assert set.union(*epoch) == set(range(rows))
+        order = orders.permutation(rows)
+        assert epoch == [set(order[b : b + batch].tolist()) for b in range(0, rows, batch)]
+    if len(sizes) > 1:
+        assert epochs[0] != epochs[1] != epochs[2]
+    assert_array_equal(run.history.epoch_step, len(sizes) * np.arange(1, 4))
+    # Means weighted by rows: what the whole set costs, to a rounding for each update.
+    assert_allclose(run.history.train_loss, np.mean(y**2), rtol=1e-14)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What `fit` is given, and the same for PyTorch."""
+
+    batch_norm: bool
+    loss: nn.Loss
+    ours: Callable[[Any], optim.Optimizer]
+    theirs: Callable[[Any], torch.optim.Optimizer]
+    rate: float
+    schedule: Callable[[int], float] = optim.schedule.constant()
+    rows: int = 45
+    batch: int = 8
+    skips: int = 0  # rows that a batch of their own would hold
+
+
+CASES = {
+    "sgd": Case(
+        False,
+        nn.CrossEntropy(),
+        lambda theta: optim.SGD(theta, lr=0.3),
+        lambda p: torch.optim.SGD(p, lr=0.3),
+        0.3,
+    ),
+    "nesterov, decay": Case(
+        False,
+        nn.MeanSquaredError(),
+        lambda theta: optim.SGD(theta, 0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+        0.1,
+        optim.schedule.inverse(),
+    ),
+    "adamw, one batch": Case(
+        False,
+        nn.CrossEntropy(),
+        lambda theta: optim.AdamW(theta, lr=0.01),
+        lambda p: torch.optim.AdamW(p, lr=0.01),
+        0.01,
+        optim.schedule.exponential(0.5),
+        batch=1000,
+    ),
+    "batch norm": Case(
+        True,
+        nn.CrossEntropy(),
+        lambda theta: optim.SGD(theta, lr=0.2, momentum=0.5),
+        lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.5),
+        0.2,
+        optim.schedule.inverse_square(),
+    ),
+    "batch norm, rest of one": Case(
+        True,
+        nn.MeanSquaredError(),
+        lambda theta: optim.SGD(theta, lr=0.2),
+        lambda p: torch.optim.SGD(p, lr=0.2),
+        0.2,
+        rows=41,
+        skips=1,
+    ),
+}
+
+
+def flat(tensors: Iterator[torch.Tensor]) -> Array:
+    pieces = [t.detach().numpy().astype(np.float64).ravel() for t in tensors]
+    return np.concatenate([np.empty(0), *pieces])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_equals_a_pytorch_loop(case: Case) -> None:
+    net = network(case.batch_norm)
+    params = net.init(1, "float64")
+    x, labels = data(case.rows)
+    squares = isinstance(case.loss, nn.MeanSquaredError)
+    y = np.random.default_rng(2).standard_normal((case.rows, 3)) if squares else labels
+    epochs = 3
+    run = sp.fit(
+        net, params, case.loss, (x, y), case.ours, case.schedule, epochs, case.batch, rng=3,
+        validation=(x, y),
+    )  # fmt: skip
+
+    module = to_torch(net).double()
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(params.theta), module.parameters())
+    criterion: torch.nn.Module = torch.nn.MSELoss() if squares else torch.nn.CrossEntropyLoss()
+    optimizer = case.theirs(module.parameters())
+    inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
+    orders = np.random.default_rng(3)
+    losses, norms, rates, means, validation = [], [], [], [], []
+    for epoch in range(epochs):
+        module.train()
+        rate = optimizer.param_groups[0]["lr"] = case.rate * case.schedule(epoch)
+        order = torch.from_numpy(orders.permutation(case.rows)[: case.rows - case.skips])
+        weighted = 0.0
+        for rows in order.split(case.batch):
+            optimizer.zero_grad()
+            loss = criterion(module(inputs[rows]), targets[rows])
+            loss.backward()
+            losses.append(float(loss.detach()))
+            norms.append(np.linalg.norm(flat(p.grad for p in module.parameters())))
+            rates.append(rate)
+            weighted += losses[-1] * len(rows) / len(order)
+            optimizer.step()
+        means.append(weighted)
+        module.eval()
+        with torch.no_grad():
+            outputs = module(inputs)
+            validation.append(float(criterion(outputs, targets)))
+    accuracy = np.nan if squares else np.mean(outputs.argmax(1).numpy() == y)
+
+    # Some 20 updates of sums of a few hundred terms, each right to about 1e-15.
+    near = {"rtol": 1e-12, "atol": 1e-12}
+    assert_allclose(run.params.theta, flat(module.parameters()), **near)
+    assert_allclose(run.params.buffers, flat(module.buffers()), **near)
+    history = run.history
+    assert_allclose(history.loss, losses, **near)
+    assert_allclose(history.gradient_norm, norms, **near)
+    assert_array_equal(history.learning_rate, rates)
+    assert_allclose(history.train_loss, means, **near)
+    assert_allclose(history.validation_loss, validation, **near)
+    assert_array_equal(history.validation_accuracy[-1], accuracy)
+    assert_allclose(predict(net, run.params, x), outputs.numpy(), **near)
+    assert run.stopped == "finished"
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_same_seed_same_bits_at_any_setting(
+    batch_norm: bool, dtype: str, on_every_setting: Any
+) -> None:
+    x, y = data(700, 60, 10, dtype)
+    net = nn.Sequential(
+        nn.Linear(60, 90), *([nn.BatchNorm(90)] if batch_norm else []), nn.ReLU(), nn.Linear(90, 10)
+    )
+    params = net.init(0, dtype)
+
+    def bits() -> list[Array]:
+        run = sp.fit(net, params, nn.CrossEntropy(), (x, y), epochs=2, rng=9, validation=(x, y))
+        series = run.history.to_dict()
+        del series["seconds"]
+        return [run.params.theta, run.params.buffers, *map(np.array, series.values())]
+
+    first, *others = [*on_every_setting(bits).values(), bits()]
+    assert len(others) >= 2
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            assert_array_equal(a, b)
+
+
+def test_seeds_and_generators() -> None:
+    net, (x, y) = network(), data(40)
+    params = net.init(0, "float64")
+
+    def theta(rng: Any) -> Array:
+        return sp.fit(net, params, nn.CrossEntropy(), (x, y), batch_size=8, rng=rng).params.theta
+
+    assert_array_equal(theta(1), theta(np.random.default_rng(1)))
+    assert (theta(1) != theta(2)).any()
+    assert (theta(None) != theta(None)).any()
+
+
+def test_inputs_are_not_written_to() -> None:
+    net, (x, y) = network(batch_norm=True), data(40)
+    params = net.init(0, "float64")
+    given = [params.theta, params.buffers, x, y]
+    kept = [a.copy() for a in given]
+    for a in given:
+        a.setflags(write=False)
+    run = sp.fit(net, params, nn.CrossEntropy(), (x, y), rng=0)
+    for a, b in zip(given, kept, strict=True):
+        assert_array_equal(a, b)
+    run.params.theta[:] = 0.0  # the result is the caller's
+    assert not np.shares_memory(run.params.buffers, params.buffers)
+
+
+def test_memory_order_of_the_data_changes_nothing() -> None:
+    net, (x, y) = network(), data(40)
+    params = net.init(0, "float64")
+    wide = np.repeat(x, 2, axis=1)[:, ::2]
+    labels = np.repeat(y.astype(np.uint8), 2)[::2]
+    runs = [
+        sp.fit(net, params, nn.CrossEntropy(), pair, rng=0).params.theta
+        for pair in ((x, y), (np.asfortranarray(x), y), (wide, labels))
+    ]
+    assert_array_equal(runs[0], runs[1])
+    assert_array_equal(runs[0], runs[2])
+
+
+def test_history_has_the_shapes_it_says_and_survives_json() -> None:
+    net, (x, y) = network(), data(50)
+    run = sp.fit(net, net.init(0, "float64"), nn.CrossEntropy(), (x, y), epochs=3, batch_size=20)
+    history = run.history
+    for name in History.__dataclass_fields__:
+        series = getattr(history, name)
+        integers = name in ("step", "epoch_step")
+        assert series.dtype == (np.int64 if integers else np.float64)
+        per_update = name in ("step", "loss", "gradient_norm", "learning_rate")
+        assert series.shape == ((9,) if per_update else (3,))
+    assert_array_equal(history.step, np.arange(1, 10))
+    assert_array_equal(history.epoch_step, [3, 6, 9])
+    assert np.isnan(history.validation_loss).all()
+    assert np.isnan(history.validation_accuracy).all()
+    assert (history.seconds > 0).all()
+    again = History.from_dict(json.loads(json.dumps(history.to_dict())))
+    for name in History.__dataclass_fields__:
+        assert_array_equal(getattr(again, name), getattr(history, name), strict=True)
+
+
+def test_divergence_stops_the_run() -> None:
+    net, (x, _) = network(), data(50)
+    run = sp.fit(
+        net, net.init(0, "float64"), nn.MeanSquaredError(), (x, np.ones((50, 3))),
+        lambda theta: optim.SGD(theta, lr=1e100), epochs=50, batch_size=10, rng=0,
+    )  # fmt: skip
+    assert run.stopped == "diverged"
+    updates = len(run.history.step)
+    assert 1 <= updates < 10
+    assert np.isfinite(run.history.loss).all()
+    assert len(run.history.train_loss) == updates // 5
+
+
+def interrupted_schedule(epoch: int) -> float:
+    if epoch == 2:
+        raise KeyboardInterrupt
+    return 1.0
+
+
+class InterruptedSGD(optim.SGD):
+    """Ctrl-C at the sixth update, before it."""
+
+    def step(self, grads: Any) -> None:
+        if self.steps == 5:
+            raise KeyboardInterrupt
+        super().step(grads)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "done"),
+    [(optim.SGD, interrupted_schedule, 6), (InterruptedSGD, optim.schedule.constant(), 5)],
+)
+def test_interruption_keeps_what_there_is(optimizer: Any, schedule: Any, done: int) -> None:
+    net, (x, y) = network(), data(30)
+    params = net.init(0, "float64")
+
+    def run(optimizer: Any, schedule: Any, epochs: int) -> sp.Fit:
+        return sp.fit(
+            net, params, nn.CrossEntropy(), (x, y), lambda theta: optimizer(theta, lr=0.1),
+            schedule, epochs, batch_size=10, rng=4,
+        )  # fmt: skip
+
+    stopped = run(optimizer, schedule, 50)
+    assert stopped.stopped == "interrupted"
+    taken: list[Array] = []  # θ after each update of a run that nothing interrupts
+
+    class Recorded(optim.SGD):
+        def step(self, grads: Any) -> None:
+            super().step(grads)
+            taken.append(np.array(self._params[0]))
+
+    whole = run(Recorded, optim.schedule.constant(), 3)
+    assert_array_equal(stopped.params.theta, taken[done - 1])
+    # Ctrl-C within an update comes after its loss.
+    assert len(stopped.history.step) - done in (0, 1)
+    assert_array_equal(stopped.history.loss[:done], whole.history.loss[:done])
+    assert len(stopped.history.train_loss) == done // 3
+
+
+def test_predict_equals_pytorch_in_evaluation_over_many_chunks() -> None:
+    net = network(batch_norm=True)
+    x, y = data(9001)
+    run = sp.fit(net, net.init(0, "float64"), nn.CrossEntropy(), (x, y), rng=0, validation=(x, y))
+    module = to_torch(net).double().eval()
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(run.params.theta), module.parameters())
+    at = 0
+    for buffer in module.buffers():
+        n = buffer.numel()
+        buffer.copy_(torch.from_numpy(run.params.buffers[at : at + n]).reshape(buffer.shape))
+        at += n
+    with torch.no_grad():
+        outputs = module(torch.from_numpy(x))
+        loss = float(torch.nn.functional.cross_entropy(outputs, torch.from_numpy(y)))
+    assert_allclose(predict(net, run.params, x), outputs.numpy(), rtol=1e-12, atol=1e-12)
+    assert_array_equal(predict(net, run.params, x[:1]), predict(net, run.params, x)[:1])
+    assert_allclose(run.history.validation_loss, [loss], rtol=1e-12)
+    right = outputs.argmax(1).numpy() == y
+    assert_array_equal(run.history.validation_accuracy, [np.mean(right)])
+    assert 0.2 < np.mean(right) < 0.99
+
+
+X, Y = data(10)
+NET, NORMALIZED = network(), network(batch_norm=True)
+PARAMS, RUNNING = NET.init(0, "float64"), NORMALIZED.init(0, "float64")
+GOOD: dict[str, Any] = {"net": NET, "params": PARAMS, "loss": nn.CrossEntropy(), "data": (X, Y)}
+NORM = {"net": NORMALIZED, "params": RUNNING}
+SINGLE = nn.Parameters(PARAMS.theta.astype(np.float32), PARAMS.buffers)
+HALF = nn.Parameters(PARAMS.theta.astype(np.float16), PARAMS.buffers)
+BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "net": ({"net": "a net"}, TypeError, "net: expected a layer of saddlepoint.nn, got str"),
+    "no loss": ({"loss": None}, TypeError, "loss: expected a loss of saddlepoint.nn, got NoneType"),
+    "loss class": ({"loss": nn.CrossEntropy}, TypeError, "loss: expected a loss of saddlepoint.nn"),
+    "theta": (
+        {"params": nn.Parameters(PARAMS.theta[1:], PARAMS.buffers)},
+        ValueError,
+        r"params: expected theta of shape \(66,\), got \(65,\)",
+    ),
+    "half": ({"params": HALF, "data": (X.astype("f2"), Y)}, TypeError, "expected dtype float32 or"),
+    "short buffers": (
+        {**NORM, "params": nn.Parameters(RUNNING.theta, RUNNING.buffers[:-1])},
+        ValueError,
+        r"buffers.* shape \(30,\), got \(29,\)",
+    ),
+    "no buffers": (
+        {**NORM, "params": nn.Parameters(RUNNING.theta, RUNNING.buffers[:0])},
+        ValueError,
+        r"buffers.* shape \(30,\), got \(0,\)",
+    ),
+    "buffers dtype": (
+        {**NORM, "params": nn.Parameters(RUNNING.theta, RUNNING.buffers.astype("f4"))},
+        TypeError,
+        "buffers.* dtype float64, got float32",
+    ),
+    "x dtype": ({"params": SINGLE}, TypeError, "data: x: expected dtype float32, got float64"),
+    "x list": ({"data": (X.tolist(), Y)}, TypeError, "data: x: expected a NumPy array, got list"),
+    "x shape": ({"data": (X[0], Y)}, ValueError, r"data: x: expected shape \(N, features\)"),
+    "columns": ({"data": (X[:, 1:], Y)}, ValueError, "data: x: expected 5 columns, got 4"),
+    "no rows": ({"data": (X[:0], Y[:0])}, ValueError, "data: x: expected at least one row"),
+    "nan": ({"data": (X * np.nan, Y)}, ValueError, "data: x: expected finite .* in row 0"),
+    "y rows": ({"data": (X, Y[1:])}, ValueError, r"data: y: expected shape \(10,\), got \(9,\)"),
+    "y dtype": ({"data": (X, 1.0 * Y)}, TypeError, "data: y: expected integer labels, got dtype"),
+    "y range": ({"data": (X, Y + 5)}, ValueError, "data: y: expected labels from 0 to 2, got 7"),
+    "y shape": (
+        {"loss": nn.MeanSquaredError(), "data": (X, X[:, 0])},
+        ValueError,
+        r"data: y: expected shape \(10, 3\), got \(10,\)",
+    ),
+    "validation": ({"validation": (X[:, 1:], Y)}, ValueError, "validation: x: expected 5 columns"),
+    "epochs": ({"epochs": 0}, ValueError, "epochs: expected at least 1, got 0"),
+    "half an epoch": ({"epochs": 1.5}, TypeError, "epochs: expected an int"),
+    "batch": ({"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
+    "half a batch": ({"batch_size": 1.5}, TypeError, "batch_size: expected an int"),
+    "batch of one": ({**NORM, "batch_size": 1}, ValueError, "batch_size: expected at least 2"),
+    "device": ({"device": "tpu"}, ValueError, "device: expected 'cpu' or 'cuda', got 'tpu'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_input(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        sp.fit(**{**GOOD, **changes})
+
+
+def test_predict_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"theta: expected shape \(66,\), got \(65,\)"):
+        predict(NET, nn.Parameters(PARAMS.theta[1:], PARAMS.buffers), X)
+    with pytest.raises(ValueError, match=r"buffers.* shape \(30,\), got \(1,\)"):
+        predict(NORMALIZED, nn.Parameters(RUNNING.theta, RUNNING.buffers[:1]), X)
+    with pytest.raises(ValueError, match="x: expected 5 columns, got 4"):
+        predict(NET, PARAMS, X[:, 1:])
