@@ -15,9 +15,6 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 NAMES = sorted(p.stem.removeprefix("bench_") for p in HERE.glob("bench_*.py"))
 
-# NumPy's OpenBLAS threads would spin beside everybody's; we time no product of NumPy's.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run benches, print and write their results."""
@@ -33,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = sorted(set(chosen.names) - set(NAMES))
     if unknown:
         parser.error(f"NAME: expected {', '.join(NAMES)}, got {', '.join(unknown)}")
+    # NumPy's OpenBLAS threads would spin beside everybody's; we time no product of NumPy's.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     output = chosen.output or (None if chosen.quick else RESULTS)
 
     from saddlepoint import DeviceError

@@ -14,6 +14,9 @@ from saddlepoint import nn
 
 Array = NDArray[Any]
 
+# The oracle's work is small: threads of its own would only wait for each other.
+torch.set_num_threads(1)
+
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity)
 
 

@@ -20,6 +20,8 @@ from saddlepoint import Vector, norm, vector
 Array = NDArray[Any]
 Setting = Callable[[Callable[[], Any]], dict[str, Any]]
 
+torch.set_num_threads(1)  # the oracle's work is small
+
 SHAPES = [(2, 1), (2, 1025), (3, 7), (64, 1025), (257, 33), (1000, 5)]
 MODES = {"batch": True, "running": False}
 

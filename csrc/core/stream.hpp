@@ -24,15 +24,6 @@ struct Stream {
     void synchronize() const;
 };
 
-struct Context {
-    int rank = 0, size = 1;
-    Stream stream;
-
-    void sync() const;
-    // The part of `count` equal units that this member owns.
-    Range share(index count) const { return {count * rank / size, count * (rank + 1) / size}; }
-};
-
 // The slabs of a number of rows.
 struct Slabs {
     index rows, each, count;
@@ -43,14 +34,38 @@ struct Slabs {
 };
 Slabs slabs(index rows);
 
+struct Context {
+    int rank = 0, size = 1;
+    Stream stream;
+    index only = -1;  // at least 0: this slab alone, of those that the member owns
+
+    void sync() const;
+    // The part of `count` equal units that this member owns.
+    Range share(index count) const { return {count * rank / size, count * (rank + 1) / size}; }
+    Range owned(const Slabs& all) const {
+        return only >= 0 ? Range{only, only + 1} : share(all.count);
+    }
+};
+
 // In how many column blocks a matrix product that sums over rows is cut.
 index column_blocks(index columns);
 
 template <class F>
 void for_owned_slabs(const Context& context, index rows, F&& f) {
     const Slabs all = slabs(rows);
-    const Range mine = context.share(all.count);
+    const Range mine = context.owned(all);
     for (index i = mine.begin; i < mine.end; ++i) f(i, all[i]);
+}
+
+// Takes the owned slabs through all of f one by one, each while it is in cache. For operations that
+// stay within a row.
+template <class F>
+void slab_by_slab(const Context& context, index rows, F&& f) {
+    Context alone = context;
+    for_owned_slabs(context, rows, [&](index i, Range) {
+        alone.only = i;
+        f(alone);
+    });
 }
 
 // `work` is a rough count of scalar operations: little work is not worth a team.

@@ -20,6 +20,7 @@ class BatchNormLayer final : public Layer<T> {
           running_at_(spec.buffers),
           norm_{plan.rows, n_, plan.frozen, spec.eps, spec.momentum, {}, {}, {}, {}, {}, {}} {
         this->output = plan.signal(n_, true);
+        plan.couples_rows = true;
         for (T** p : {&norm_.statistics.mean, &norm_.statistics.r, &norm_.coupling.mean_dy,
                       &norm_.coupling.mean_h_dy, &zeros_, &ones_}) {
             plan.values.add(*p, n_);

@@ -47,6 +47,7 @@ struct Plan {
     index rows;
     Level level;
     bool frozen, input_gradient;
+    bool couples_rows = false;  // some layer sums over rows within a pass
 
     // One evaluation's pointers: set before each pass.
     Signal<T> theta;  // (columns), and (directions, columns)

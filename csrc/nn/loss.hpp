@@ -124,10 +124,9 @@ struct Gather {
 
 }  // namespace rows
 
-#define SP_ROW_FUNCTIONS(X)                                                         \
-    X(rows::CrossEntropy)                                                           \
-    X(rows::CrossEntropyTangent) X(rows::SquaredError) X(rows::SquaredErrorTangent) \
-        X(rows::Gather)
+#define SP_ROW_FUNCTIONS(X) \
+    X(rows::CrossEntropy)   \
+    X(rows::CrossEntropyTangent) X(rows::SquaredError) X(rows::SquaredErrorTangent) X(rows::Gather)
 
 // A loss bound to the outputs of a network. `scale` weighs each row.
 template <class T>

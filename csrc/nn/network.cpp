@@ -89,29 +89,32 @@ void Pass<T>::evaluate(const Batch& batch, const T* theta, T* buffers, bool upda
     Targets<T> targets = batch.targets;
     if (batch.indices && targets.labels) targets.labels = gathered_labels_;
     if (batch.indices && targets.values) targets.values = gathered_targets_;
-    run(stream_, work_, [&](const Context& context) {
-        if (batch.indices) {
-            const index n = plan_.rows;
-            for_rows<rows::Gather<T>>(context, {batch.x, batch.indices, gathered_, spec_.inputs}, 1,
-                                      n);
-            if (batch.targets.labels) {
-                for_rows<rows::Gather<std::int32_t>>(
-                    context, {batch.targets.labels, batch.indices, gathered_labels_, 1}, 1, n);
-            }
-            if (batch.targets.values) {
-                for_rows<rows::Gather<T>>(
-                    context,
-                    {batch.targets.values, batch.indices, gathered_targets_, spec_.outputs}, 1, n);
-            }
-        }
+    const auto within_rows = [&](const Context& context) {
+        if (batch.indices) gather(context, batch);
         layers_->forward(context);
-        if (!loss_) return;
-        loss_->forward(context, targets, T(weight / double(plan_.rows)));
-        if (plan_.level == Level::value) return;
-        layers_->backward(context);
+        if (loss_) loss_->forward(context, targets, T(weight / double(plan_.rows)));
+        if (loss_ && plan_.level != Level::value) layers_->backward(context);
+    };
+    run(stream_, work_, [&](const Context& context) {
+        over_rows(context, within_rows);
+        if (!loss_ || plan_.level == Level::value) return;
         context.sync();  // weight gradients sum over all rows
         run_jobs(context, 0);
     });
+}
+
+template <class T>
+void Pass<T>::gather(const Context& context, const Batch& batch) const {
+    const index n = plan_.rows;
+    for_rows<rows::Gather<T>>(context, {batch.x, batch.indices, gathered_, spec_.inputs}, 1, n);
+    if (batch.targets.labels) {
+        for_rows<rows::Gather<std::int32_t>>(
+            context, {batch.targets.labels, batch.indices, gathered_labels_, 1}, 1, n);
+    }
+    if (batch.targets.values) {
+        for_rows<rows::Gather<T>>(
+            context, {batch.targets.values, batch.indices, gathered_targets_, spec_.outputs}, 1, n);
+    }
 }
 
 template <class T>
@@ -153,9 +156,11 @@ void Pass<T>::product(const T* v, index directions, T* product, bool accumulate)
     plan_.theta.gradient_tangent = product;
     plan_.accumulate = accumulate;
     run(stream_, work_, [&](const Context& context) {
-        layers_->forward_tangent(context, directions);
-        loss_->tangent(context, directions, T(weight_ / double(plan_.rows)));
-        layers_->backward_tangent(context, directions);
+        over_rows(context, [&](const Context& part) {
+            layers_->forward_tangent(part, directions);
+            loss_->tangent(part, directions, T(weight_ / double(plan_.rows)));
+            layers_->backward_tangent(part, directions);
+        });
         context.sync();
         run_jobs(context, directions);
     });

@@ -53,7 +53,17 @@ class Pass {
     void backward_tangent(const T* dyt, index directions, T* product, T* dxt);
 
    private:
+    // Runs f, which stays within rows unless a layer says otherwise, on the team.
+    template <class F>
+    void over_rows(const Context& context, F&& f) const {
+        if (plan_.couples_rows) {
+            f(context);
+        } else {
+            slab_by_slab(context, plan_.rows, f);
+        }
+    }
     void reserve_tangents(index directions);
+    void gather(const Context& context, const Batch& batch) const;
     void run_jobs(const Context& context, index directions) const;
     void copy(T* to, const T* from, index count) const;
 

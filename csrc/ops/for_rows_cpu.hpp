@@ -20,7 +20,7 @@ template <class F>
 void for_owned_rows(const Context& context, const F& function, index directions, index rows) {
     const F f = function;
     const Slabs all = slabs(rows);
-    const Range mine = context.share(all.count);
+    const Range mine = context.owned(all);
     for (index d = 0; d < directions; ++d) {
         for (index s = mine.begin; s < mine.end; ++s) {
             const Range slab = all[s];
@@ -32,8 +32,9 @@ void for_owned_rows(const Context& context, const F& function, index directions,
 }  // namespace SADDLEPOINT_ISA
 
 template <class F>
-void for_rows(const Context& context, const F& f, index directions,
-              index rows){SP_PICK_ISA(for_owned_rows, context, f, directions, rows)}
+void for_rows(const Context& context, const F& f, index directions, index rows) {
+    SP_PICK_ISA(for_owned_rows, context, f, directions, rows);
+}
 
 SP_END
 

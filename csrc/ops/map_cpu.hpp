@@ -37,7 +37,7 @@ void map_owned(const Context& context, const F& f, const Extent& extent,
     bool dense = true;  // rows follow each other in every operand: one long line
     for (const auto& o : operands.at) dense = dense && o.row == extent.columns;
     const Slabs all = slabs(extent.rows);
-    const Range mine = context.share(all.count);
+    const Range mine = context.owned(all);
     for (index d = 0; d < extent.directions; ++d) {
         for (index s = mine.begin; s < mine.end; ++s) {
             const Range slab = all[s];
@@ -75,7 +75,7 @@ void reduce_owned(const Context& context, const F& f, const Extent& extent,
                   const Operands<F>& operands, double* partial) {
     constexpr index tile = 256;  // columns whose sums stay in the first-level cache
     const Slabs all = slabs(extent.rows);
-    const Range mine = context.share(all.count);
+    const Range mine = context.owned(all);
     for (index s = mine.begin; s < mine.end; ++s) {
         const Range slab = all[s];
         for (index d = 0; d < extent.directions; ++d) {
@@ -101,14 +101,14 @@ void reduce_owned(const Context& context, const F& f, const Extent& extent,
 
 template <class F>
 void map(const Context& context, const F& f, const Extent& extent, const Operands<F>& operands) {
-    SP_PICK_ISA(map_owned, context, f, extent, operands)
+    SP_PICK_ISA(map_owned, context, f, extent, operands);
 }
 
 template <class F>
 void reduce_columns(const Context& context, const F& f, const Extent& extent,
                     const Operands<F>& operands, double* partial) {
     const auto reduce_owned = [&] {
-        SP_PICK_ISA(reduce_owned, context, f, extent, operands, partial)
+        SP_PICK_ISA(reduce_owned, context, f, extent, operands, partial);
     };
     context.sync();  // the operands' rows and `partial` may still be in use
     reduce_owned();

@@ -42,7 +42,7 @@ index reduce_blocks(index rows) { return slabs(rows).count; }
 template <class T>
 void sum_rows(const Context&, index rows, Range columns, const T* x, index stride, bool accumulate,
               T* out) {
-    SP_PICK_ISA(sum_rows_of, rows, columns, x, stride, accumulate, out)
+    SP_PICK_ISA(sum_rows_of, rows, columns, x, stride, accumulate, out);
 }
 
 template void sum_rows(const Context&, index, Range, const float*, index, bool, float*);

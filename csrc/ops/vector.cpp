@@ -81,7 +81,7 @@ double dot(const Stream& stream, index n, const T* x, const T* y) {
     std::vector<double> partial((n + block - 1) / block);
     for_blocks(stream, n, [&](index b, index begin, index size) {
         const auto dot_block = [&]() -> double {
-            SP_PICK_ISA(dot_block, size, x + begin, y + begin)
+            SP_PICK_ISA(dot_block, size, x + begin, y + begin);
         };
         partial[b] = dot_block();
     });
@@ -93,14 +93,14 @@ double dot(const Stream& stream, index n, const T* x, const T* y) {
 template <class T>
 void axpy(const Stream& stream, index n, T a, const T* x, T* y) {
     for_blocks(stream, n, [&](index, index begin, index size) {
-        SP_PICK_ISA(axpy_block, size, a, x + begin, y + begin)
+        SP_PICK_ISA(axpy_block, size, a, x + begin, y + begin);
     });
 }
 
 template <class T>
 void scale(const Stream& stream, index n, T a, T* x) {
     for_blocks(stream, n, [&](index, index begin, index size) {
-        SP_PICK_ISA(scale_block, size, a, x + begin)
+        SP_PICK_ISA(scale_block, size, a, x + begin);
     });
 }
 

@@ -59,7 +59,7 @@ void update(const Stream& stream, const R& rule,
             const index begin = std::max(mine.begin - at, index(0)) * line;
             const index end = std::min((mine.end - at) * line, tensor.size);
             if (begin < end) {
-                const auto piece = [&] { SP_PICK_ISA(update_piece, rule, tensor, begin, end) };
+                const auto piece = [&] { SP_PICK_ISA(update_piece, rule, tensor, begin, end); };
                 piece();
             }
             at += lines;

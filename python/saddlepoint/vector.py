@@ -138,7 +138,13 @@ class Vector:
         result._offset = 0
         return result
 
-    def __dlpack__(self, *, max_version: tuple[int, int] | None = None, **_: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        **_: Any,
+    ) -> Any:
         fastest_first = self.shape[::-1] if self.order == "C" else self.shape
         strides = [math.prod(fastest_first[:i]) for i in range(self.ndim)]
         return self._buffer.dlpack(
@@ -147,6 +153,7 @@ class Vector:
             strides=strides[::-1] if self.order == "C" else strides,
             code={"i": 0, "u": 1, "f": 2}[self.dtype.kind],
             bits=8 * self.dtype.itemsize,
+            stream=stream,
             versioned=max_version is not None and max_version[0] >= 1,
         )
 

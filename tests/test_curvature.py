@@ -1,0 +1,464 @@
+"""The Hessian as an operator, its check, and its extreme eigenvalues against dense ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import Problem, TorchLoss, random_problem
+from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
+from scipy.sparse import linalg as sparse
+
+import saddlepoint as sp
+from saddlepoint import nn
+from saddlepoint.surfaces import FactoredLinear, Quadratic, Rosenbrock, Saddle, SeparableLogistic
+from saddlepoint.vector import gather
+
+Array = NDArray[Any]
+EPS = float(np.finfo(np.float64).eps)
+
+
+def tanh_network(
+    dtype: str = "float64", activation: type[nn.Layer] = nn.Tanh, width: int = 8
+) -> tuple[sp.NetworkObjective, Array]:
+    """5-w-w-3 on 40 rows with cross-entropy, and parameters."""
+    rng = np.random.default_rng(width)
+    x, y = rng.standard_normal((40, 5)), rng.integers(0, 3, 40)
+    net = nn.Sequential(
+        nn.Linear(5, width), activation(), nn.Linear(width, width), activation(),
+        nn.Linear(width, 3),
+    )  # fmt: skip
+    objective = sp.NetworkObjective(net, nn.CrossEntropy(), x.astype(dtype), y, dtype=dtype)
+    return objective, net.init(1, dtype).theta
+
+
+def native(problem: Problem, frozen: bool = False) -> sp.NetworkObjective:
+    return sp.NetworkObjective(
+        problem.net, problem.loss, problem.x, problem.y, problem.params, dtype="float64",
+        batch_norm="frozen" if frozen else "batch",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "surface",
+    [Quadratic([3.0, -1.0, 0.0], rng=1), FactoredLinear(3), Rosenbrock(5), SeparableLogistic()],
+    ids=lambda s: type(s).__name__,
+)
+def test_surfaces(surface: Any) -> None:
+    theta = np.random.default_rng(0).standard_normal(surface.size)
+    H = sp.hessian(surface, theta)
+    explicit = surface.hessian(theta)
+    assert_array_equal(H.dense(), explicit)
+    assert_array_equal(H.dense(block=2), explicit)
+    assert (H.loss, H.shape) == (surface.loss(theta), explicit.shape)
+    assert_array_equal(H.gradient, surface.gradient(theta))
+    assert H.verify().ok
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("frozen", [False, True])
+def test_networks_against_double_backward(seed: int, frozen: bool) -> None:
+    problem = random_problem(seed)
+    oracle = TorchLoss(problem, frozen)
+    H = sp.hessian(native(problem, frozen), problem.params.theta)
+    v = np.random.default_rng(seed).standard_normal((3, H.shape[0]))
+    expected = np.stack([oracle.product(row) for row in v], axis=1)
+    block = H.matmat(v.T)
+    # Sums of up to some thousand roundings; batch statistics of 2 rows cancel most.
+    scale = max(1.0, np.abs(expected).max())
+    assert_allclose(block, expected, rtol=0, atol=1e-10 * scale)
+    assert_allclose(H.dense() @ v.T, expected, rtol=0, atol=1e-10 * scale)
+
+
+def test_every_way_to_multiply_agrees() -> None:
+    objective, theta = tanh_network()
+    H = sp.hessian(objective, theta)
+    v = np.random.default_rng(0).standard_normal((H.shape[0], 3))
+    expected = H.dense() @ v
+    before = H.products
+    near = {"rtol": 0, "atol": 1e-13}  # 139 terms below 1
+    assert_allclose(H @ v, expected, **near)
+    assert_allclose(H @ np.asfortranarray(v), expected, **near)
+    assert_allclose(H.matmat(v[:, :1]), expected[:, :1], **near)
+    assert H.products == before + 7
+    for one in (H @ v[:, 0], H.matvec(v[:, 0]), H.rmatvec(v[:, 0])):
+        assert_allclose(one, expected[:, 0], **near)
+    assert_allclose(H.matvec(v[:, :1]), expected[:, :1], **near)
+    assert H.products == before + 11
+    for wrong in (v[:-1], v[0, 0] * np.ones((139, 2, 2)), v[:-1, 0]):
+        with pytest.raises(ValueError, match="v: expected shape"):
+            H.matvec(wrong)
+    with pytest.raises(TypeError, match="v: expected dtype float64, got float32"):
+        H.matvec(v[:, 0].astype(np.float32))
+
+
+def test_a_block_of_no_vectors() -> None:
+    objective, theta = tanh_network()
+    assert (sp.hessian(objective, theta) @ np.empty((theta.size, 0))).shape == (theta.size, 0)
+
+
+def test_the_operator_does_not_follow_theta_and_two_can_live() -> None:
+    objective, theta = tanh_network()
+    kept, v = theta.copy(), np.ones(theta.size)
+    first = sp.hessian(objective, theta)
+    product = first @ v
+    theta *= 2.0
+    second = sp.hessian(objective, theta)
+    other = second @ v
+    assert np.abs(other - product).max() > 1e-3
+    assert_array_equal(first @ v, product)
+    assert_array_equal(first.theta, kept)
+    assert_array_equal(second @ v, other)
+
+
+def arrays(theta: Array) -> dict[str, Any]:
+    return {"Vector": sp.Vector.from_numpy(theta), "torch": torch.from_numpy(theta.copy())}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["Vector", "torch"])
+def test_any_kind_of_theta_gives_the_same_bits(kind: str, dtype: str) -> None:
+    objective, theta = tanh_network(dtype)
+    there = arrays(theta)[kind]
+    host, other = sp.hessian(objective, theta), sp.hessian(objective, there)
+    assert_array_equal(other.dense(), host.dense())
+    x = np.random.default_rng(0).standard_normal(objective.size).astype(dtype)
+    block = np.asfortranarray(np.stack([x, -x], axis=1))
+    assert_array_equal(gather(other @ arrays(x)[kind]), host @ x)
+    assert_array_equal(gather(other @ arrays(block)[kind]), host @ block)
+    assert_array_equal(other.to_scipy() @ x, host @ x)
+    assert_array_equal(other.to_scipy() @ block, host @ block)
+    pairs, expected = sp.eigsh(other, k=3), sp.eigsh(host, k=3)
+    assert_array_equal(pairs.values, expected.values)
+    assert_array_equal(pairs.residuals, expected.residuals)
+    for v, w in zip(pairs.vectors, expected.vectors, strict=True):
+        assert type(v) is type(there)
+        assert_array_equal(gather(v), w)
+    assert other.verify() == host.verify()
+
+
+@pytest.mark.parametrize("kind", ["Vector", "torch"])
+def test_a_block_in_c_order_is_transposed(kind: str) -> None:
+    objective, theta = tanh_network()
+    block = np.random.default_rng(0).standard_normal((objective.size, 2))
+    product = sp.hessian(objective, arrays(theta)[kind]) @ arrays(block)[kind]
+    assert_array_equal(gather(product), sp.hessian(objective, theta) @ block)
+
+
+def test_scipy_takes_the_operator_either_way() -> None:
+    objective, theta = tanh_network()
+    H = sp.hessian(objective, theta)
+    expected = np.linalg.eigvalsh(H.dense())[[0, 1, -2, -1]]
+    for operator in (H, H.to_scipy()):
+        found = sparse.eigsh(operator, k=4, which="BE", return_eigenvectors=False)
+        assert_allclose(np.sort(found), expected, rtol=0, atol=1e-12)  # ARPACK at machine precision
+
+
+@dataclass
+class Wrong:
+    """An objective whose products are not of its Hessian."""
+
+    right: Any
+    bend: Callable[[Array, int], Array]  # (product, how many before it)
+
+    def __post_init__(self) -> None:
+        self.size, self.dtype, self.device = self.right.size, self.right.dtype, "cpu"
+        self.loss, self.gradient = self.right.loss, self.right.gradient
+
+    def astype(self, dtype: str) -> Any:
+        return self.right.astype(dtype)
+
+    def linearize(self, theta: Array) -> Any:
+        at = self.right.linearize(theta)
+        return _WrongLinearization(at.loss, at.gradient, at, self.bend)
+
+
+@dataclass
+class _WrongLinearization:
+    loss: float
+    gradient: Array
+    at: Any
+    bend: Callable[[Array, int], Array]
+    count: int = -1
+
+    def hvp(self, v: Array) -> Array:
+        self.count += 1
+        return self.bend(self.at.hvp(v), self.count)
+
+
+BENDS: dict[str, tuple[Callable[[Array, int], Array], set[str]]] = {
+    "nothing": (lambda hv, _: hv, set()),
+    "asymmetric": (
+        lambda hv, _: hv + 1e-4 * np.linalg.norm(hv) * np.eye(hv.size)[0],
+        {"finite_difference", "symmetry"},
+    ),
+    "scaled": (lambda hv, _: 1.001 * hv, {"finite_difference"}),
+    "zero": (lambda hv, _: 0.0 * hv, {"finite_difference"}),
+    "drifting": (lambda hv, i: hv * (1 + 1e-11 * i), {"symmetry", "repeatability"}),
+}
+
+
+@pytest.mark.parametrize(("bend", "failing"), BENDS.values(), ids=BENDS)
+def test_verify_detects(bend: Callable[[Array, int], Array], failing: set[str]) -> None:
+    objective, theta = tanh_network()
+    found = sp.hessian(Wrong(objective, bend), theta).verify()
+    exceeded = {name for name, most in found.tolerances.items() if getattr(found, name) > most}
+    assert exceeded == failing
+    assert found.ok == (not failing)
+    assert str(found).startswith("NOT the Hessian" if failing else "verified")
+    for name in found.tolerances:
+        assert name.replace("_", " ") in str(found)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.Sigmoid])
+@pytest.mark.parametrize("kind", ["numpy", "Vector", "torch"])
+def test_float32_networks_verify(activation: type[nn.Layer], kind: str) -> None:
+    objective, theta = tanh_network("float32", activation)
+    there = {"numpy": theta, **arrays(theta)}[kind]
+    assert sp.hessian(objective, there).verify().ok
+    bent = Wrong(objective, lambda hv, _: hv * np.float32(1.001))
+    assert not sp.hessian(bent, theta).verify().ok
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_batch_norm_networks_verify(seed: int) -> None:
+    problem = random_problem(seed)
+    assert sp.hessian(native(problem), problem.params.theta).verify().ok
+
+
+def test_s3_4_directional_curvature_is_a_weighted_mean_of_eigenvalues() -> None:
+    objective, theta = tanh_network()
+    H = sp.hessian(objective, theta)
+    values, vectors = np.linalg.eigh(H.dense())
+    for d in np.random.default_rng(0).standard_normal((5, objective.size)):
+        d /= np.linalg.norm(d)
+        cosines = vectors.T @ d
+        assert_allclose(d @ (H @ d), values @ cosines**2, rtol=0, atol=100 * EPS)  # 139 terms
+        assert values[0] <= d @ (H @ d) <= values[-1]
+
+
+# Eigenvalues.
+
+
+def spectrum(name: str, n: int) -> Array:
+    rng = np.random.default_rng(n)
+    ramp = np.linspace(-1.0, 1.0, n) if n > 1 else np.ones(1)
+    return np.sort(
+        {
+            "random": rng.standard_normal(n),
+            "clustered": np.sign(ramp) * (1.0 + 1e-5 * rng.random(n)),
+            "indefinite": ramp**3 - 0.1,
+            "positive": np.logspace(-2, 0, n),
+            "rank-deficient": np.where(np.arange(n) < 3, [2.0, -1.0, 0.5][:n] + [0] * (n - 3), 0.0),
+            "all equal": np.full(n, -3.0),
+            "pairs": np.repeat(np.arange(1.0, n + 1.0), 2)[:n],
+            "zero": np.zeros(n),
+        }[name]
+    )
+
+
+def planted(values: Array) -> Array:
+    rng = np.random.default_rng(values.size)
+    q = np.linalg.qr(rng.standard_normal((values.size, values.size)))[0]
+    matrix: Array = (q * values) @ q.T
+    return 0.5 * (matrix + matrix.T)
+
+
+def wanted(values: Array, k: int, which: str) -> Array:
+    """By the definition: the k at that end, ascending."""
+    if which == "LM":
+        return np.sort(values[np.argsort(np.abs(values))[-k:]])
+    low = {"SA": k, "LA": 0, "BE": k // 2}[which]
+    return np.r_[values[:low], values[values.size - (k - low) :]]
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+@pytest.mark.parametrize("name", ["random", "clustered", "indefinite", "positive"])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (1, 3), (2, 1), (2, 5), (3, 2), (40, 4), (300, 2)])
+def test_eigsh_against_dense(name: str, n: int, k: int, which: str) -> None:
+    matrix = planted(spectrum(name, n))
+    pairs = sp.eigsh(matrix, k, which)
+    exact = np.linalg.eigvalsh(matrix)
+    size = np.abs(exact).max()
+    expected = wanted(exact, min(k, n), which)
+    assert pairs.values.shape == pairs.residuals.shape == expected.shape
+    if which == "LM":  # signs of equal magnitudes are a draw
+        assert_allclose(np.abs(pairs.values).min(), np.abs(expected).min(), atol=pairs.tolerance)
+    else:
+        # Residual r puts an eigenvalue within r; the dense ones have a few eps of their own.
+        assert_allclose(pairs.values, expected, rtol=0, atol=pairs.tolerance + n * EPS * size)
+    check(pairs, matrix)
+    assert pairs.converged
+    assert_allclose(pairs.tolerance, EPS**0.5 * size, rtol=1e-6)
+
+
+def check(pairs: sp.Eigenpairs, matrix: Array) -> None:
+    """What holds of any result: true residuals, unit and orthogonal vectors, no ghosts."""
+    n, size = len(matrix), np.linalg.norm(matrix, 2)
+    vectors = np.stack(pairs.vectors, axis=1).astype(np.float64)
+    eps = float(np.finfo(vectors.dtype).eps)
+    assert_array_equal(pairs.values, np.sort(pairs.values))
+    true = np.linalg.norm(matrix @ vectors - vectors * pairs.values, axis=0)
+    # A product of n terms is uncertain by that much, and so is the norm of a residual near zero.
+    assert_allclose(true, pairs.residuals, rtol=1e-6, atol=4 * n * eps * size)
+    assert pairs.converged == bool(np.all(pairs.residuals <= pairs.tolerance))
+    gram = vectors.T @ vectors
+    assert_allclose(gram, np.eye(len(gram)), atol=1e-7)  # of converged pairs: residual / gap
+    exact = np.linalg.eigvalsh(matrix)
+    reach = pairs.residuals.max() + 10 * n * eps * size
+    for value in pairs.values[pairs.residuals <= pairs.tolerance]:
+        found = np.sum(np.abs(pairs.values - value) <= reach)
+        assert found <= np.sum(np.abs(exact - value) <= 3 * reach)
+
+
+MULTIPLE = [
+    *product(
+        ["rank-deficient", "pairs", "all equal", "zero"],
+        [(1, 1), (2, 2), (30, 2), (30, 6), (30, 40)],
+        ["LA", "SA", "LM", "BE"],
+    ),
+    ("rank-deficient", (300, 2), "BE"),
+    ("pairs", (300, 2), "SA"),
+    ("all equal", (300, 2), "LA"),
+]
+
+
+@pytest.mark.parametrize(("name", "sizes", "which"), MULTIPLE)
+def test_eigsh_of_multiple_eigenvalues_has_no_ghosts(
+    name: str, sizes: tuple[int, int], which: str
+) -> None:
+    n, k = sizes
+    matrix = planted(spectrum(name, n))
+    pairs = sp.eigsh(matrix, k, which)
+    check(pairs, matrix)
+    assert pairs.converged
+    exact = np.linalg.eigvalsh(matrix)
+    ends = wanted(exact, min(k, n), which)[[0, -1]]
+    # One vector sees one of each eigenvalue, so only the outermost must be there.
+    atol = pairs.tolerance + n * EPS * np.abs(exact).max()
+    if which in ("LA", "BE") or k >= n:
+        assert_allclose(pairs.values[-1], ends[-1], atol=atol)
+    if which == "SA" or (which == "BE" and k > 1) or k >= n:
+        assert_allclose(pairs.values[0], ends[0], atol=atol)
+    if k >= n:
+        assert_allclose(pairs.values, exact, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    "values", [[5.0, 5.0, 1.0] + 297 * [0.0], [5.0, 5.0, 4.0, 3.0] + 46 * [0.0]]
+)
+def test_an_exhausted_space_goes_on_to_multiple_eigenvalues(values: list[float]) -> None:
+    # Three or four directions are all that one start vector sees; the second 5 is beyond them.
+    pairs = sp.eigsh(np.diag(values), k=2, which="LA")
+    assert_allclose(pairs.values, [5.0, 5.0], rtol=0, atol=pairs.tolerance)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e150])
+def test_eigsh_is_free_of_scale(scale: float) -> None:
+    matrix = planted(np.array([-2.0, 0.5, 1.0, 3.0]))
+    found, plain = sp.eigsh(scale * matrix, k=4), sp.eigsh(matrix, k=4)
+    assert_allclose(found.values / scale, plain.values, rtol=1e-12)
+    assert found.converged
+
+
+def test_float32_matrices_and_scipy_operators() -> None:
+    matrix = planted(spectrum("random", 60))
+    single = sp.eigsh(matrix.astype(np.float32), k=2)
+    exact = np.linalg.eigvalsh(matrix)
+    assert single.vectors[0].dtype == np.float32
+    # √eps of the dtype bounds the residual.
+    atol = 2.0 * np.finfo(np.float32).eps ** 0.5 * np.abs(exact).max()
+    assert_allclose(single.values, exact[[0, -1]], rtol=0, atol=atol)
+    operator = sparse.aslinearoperator(matrix)
+    assert_array_equal(sp.eigsh(operator, k=2).values, sp.eigsh(matrix, k=2).values)
+
+
+@pytest.mark.parametrize(("which", "k"), [("LA", 3), ("SA", 3), ("BE", 6), ("LM", 3)])
+def test_s0_6_lanczos_equals_dense_on_a_network(which: str, k: int) -> None:
+    objective, theta = tanh_network(width=20)  # n = 603
+    H = sp.hessian(objective, theta)
+    exact = np.linalg.eigvalsh(H.dense())
+    before = H.products
+    pairs = sp.eigsh(H, k, which)
+    assert pairs.converged
+    assert pairs.products == H.products - before < 300
+    assert_allclose(pairs.values, wanted(exact, k, which), rtol=0, atol=pairs.tolerance)
+    for value, residual, v in zip(pairs.values, pairs.residuals, pairs.vectors, strict=True):
+        true = np.linalg.norm(H @ v - value * v)
+        assert_allclose(true, residual, rtol=1e-6, atol=1e-14)
+
+
+def test_a_tiny_budget_is_kept_and_admitted() -> None:
+    matrix = planted(spectrum("positive", 200))
+    for budget in (6, 20):
+        pairs = sp.eigsh(matrix, k=2, max_products=budget)
+        assert not pairs.converged
+        assert pairs.products <= budget
+        check(pairs, matrix)
+        # Rayleigh quotients lie within the spectrum.
+        assert 0.01 - 200 * EPS <= pairs.values[0] < pairs.values[1] <= 1.0 + 200 * EPS
+    # At the least, k for the space and k for the residuals.
+    assert sp.eigsh(matrix, k=2, max_products=4).products <= 4
+
+
+def test_start_vectors_are_drawn_from_rng() -> None:
+    matrix = planted(spectrum("random", 50))
+    first, again, other = (sp.eigsh(matrix, rng=seed) for seed in (1, 1, 2))
+    assert_array_equal(first.vectors[0], again.vectors[0])
+    assert (np.abs(first.vectors[0]) != np.abs(other.vectors[0])).any()
+    assert_allclose(first.values, other.values, rtol=0, atol=first.tolerance)
+
+
+class Surprise:
+    """A matrix one of whose products is not finite."""
+
+    shape, dtype = (50, 50), np.dtype(np.float64)
+
+    def __init__(self, bad: float, at: int) -> None:
+        self.bad, self.left = bad, at
+
+    def __matmul__(self, v: Array) -> Array:
+        self.left -= 1
+        return v * np.arange(50.0) if self.left else np.full(50, self.bad)
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "nan": (lambda: sp.eigsh(np.full((3, 3), np.nan)), "H: expected finite products, got NaN or"),
+    "later": (lambda: sp.eigsh(Surprise(np.nan, 5)), "H: expected finite products"),
+    "inf": (lambda: sp.eigsh(Surprise(np.inf, 5)), "H: expected finite products"),
+    "rectangle": (lambda: sp.eigsh(np.ones((2, 3))), r"H: expected shape \(n, n\) .* got \(2, 3\)"),
+    "vector": (lambda: sp.eigsh(np.ones(3)), r"H: expected shape \(n, n\)"),
+    "empty": (lambda: sp.eigsh(np.ones((0, 0))), r"H: expected shape \(n, n\) with n at least 1"),
+    "k": (lambda: sp.eigsh(np.eye(3), k=0), "k: expected at least 1, got 0"),
+    "which": (lambda: sp.eigsh(np.eye(3), which="SM"), "which: expected 'LA', 'SA', 'BE' or 'LM'"),
+    "size 0": (
+        lambda: sp.hessian(
+            sp.NetworkObjective(
+                nn.Identity(), nn.CrossEntropy(), np.ones((4, 2)), np.zeros(4, int), dtype="float64"
+            ),
+            np.empty(0),
+        ),
+        "objective: expected at least one parameter, got 0",
+    ),
+    "theta": (lambda: sp.hessian(Saddle(), np.zeros(3)), r"theta: expected shape \(2,\)"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD)
+def test_bad_input(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_verification_reads_as_a_table() -> None:
+    lines = str(sp.hessian(Saddle(), np.zeros(2)).verify()).splitlines()
+    assert len(lines) == 4
+    number = r"\d\.\de[+-]\d\d"
+    assert all(re.fullmatch(rf"[a-z ]+: {number} \(tolerance {number}\)", x) for x in lines[1:])
