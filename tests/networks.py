@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from reference import layers
 
+from reference import layers
 from saddlepoint import nn
 
 Array = NDArray[Any]
@@ -107,14 +107,14 @@ def to_torch(layer: nn.Layer) -> torch.nn.Module:
 class TorchLoss:
     """A problem's loss, gradient and Hessian products by PyTorch's double backward.
 
-    θ is the concatenation of ``named_parameters``; ``frozen`` evaluates with the running statistics.
+    θ is the concatenation of ``named_parameters``; ``frozen`` uses the running statistics.
     """
 
     def __init__(self, problem: Problem, frozen: bool = False, dtype: str = "float64") -> None:
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.module = to_torch(problem.net).to(self.dtype)
         self.module.train(not frozen)
-        stored = [b for b in self.module.buffers()]
+        stored = list(self.module.buffers())
         sizes = [b.numel() for b in stored]
         pieces = np.split(problem.params.buffers, np.cumsum(sizes)[:-1]) if sizes else []
         for buffer, values in zip(stored, pieces, strict=True):

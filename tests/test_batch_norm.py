@@ -12,9 +12,9 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
+
 from reference import batch_norm as reference
 from reference import derivative
-
 from saddlepoint import Vector, norm, vector
 
 Array = NDArray[Any]
@@ -56,7 +56,7 @@ class Case:
 def make(rng: np.random.Generator, shape: tuple[int, int], training: bool, dtype: str) -> Case:
     x, dy, xt, dyt = rng.standard_normal((4, *shape))
     weight, bias, mean, var, weight_t, bias_t = rng.standard_normal((6, shape[1]))
-    # Over two rows all of dx but eps/(var + eps) cancels: with this eps something is left to compare.
+    # Over two rows all of dx but eps/(var + eps) cancels: this eps leaves something to compare.
     case = Case(
         training, 0.5, 2 * x + 1, weight + 2, bias, mean, var**2 + 0.1, dy, xt, weight_t, bias_t,
         dyt,
@@ -87,7 +87,7 @@ def native(c: Case) -> list[Array]:
 
 def by_reference(c: Case) -> list[Array]:
     """Tangents are complex steps of the formulas along the whole direction."""
-    rows, columns = c.x.shape
+    rows = len(c.x)
 
     def forward(p: Array) -> Array:
         x, weight, bias = p[:-2], p[-2], p[-1]

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import Problem, TorchLoss, random_problem
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from scipy.sparse import linalg as sparse
 
 import saddlepoint as sp
+from networks import Problem, TorchLoss, random_problem
 from saddlepoint import nn
 from saddlepoint.surfaces import FactoredLinear, Quadratic, Rosenbrock, Saddle, SeparableLogistic
 from saddlepoint.vector import gather
@@ -83,7 +83,7 @@ def test_every_way_to_multiply_agrees() -> None:
     v = np.random.default_rng(0).standard_normal((H.shape[0], 3))
     expected = H.dense() @ v
     before = H.products
-    near = {"rtol": 0, "atol": 1e-13}  # 139 terms below 1
+    near: dict[str, Any] = {"rtol": 0, "atol": 1e-13}  # 139 terms below 1
     assert_allclose(H @ v, expected, **near)
     assert_allclose(H @ np.asfortranarray(v), expected, **near)
     assert_allclose(H.matmat(v[:, :1]), expected[:, :1], **near)
@@ -156,7 +156,8 @@ def test_scipy_takes_the_operator_either_way() -> None:
     objective, theta = tanh_network()
     H = sp.hessian(objective, theta)
     expected = np.linalg.eigvalsh(H.dense())[[0, 1, -2, -1]]
-    for operator in (H, H.to_scipy()):
+    operators: list[Any] = [H, H.to_scipy()]
+    for operator in operators:
         found = sparse.eigsh(operator, k=4, which="BE", return_eigenvectors=False)
         assert_allclose(np.sort(found), expected, rtol=0, atol=1e-12)  # ARPACK at machine precision
 
@@ -250,18 +251,17 @@ def test_s3_4_directional_curvature_is_a_weighted_mean_of_eigenvalues() -> None:
 def spectrum(name: str, n: int) -> Array:
     rng = np.random.default_rng(n)
     ramp = np.linspace(-1.0, 1.0, n) if n > 1 else np.ones(1)
-    return np.sort(
-        {
-            "random": rng.standard_normal(n),
-            "clustered": np.sign(ramp) * (1.0 + 1e-5 * rng.random(n)),
-            "indefinite": ramp**3 - 0.1,
-            "positive": np.logspace(-2, 0, n),
-            "rank-deficient": np.where(np.arange(n) < 3, [2.0, -1.0, 0.5][:n] + [0] * (n - 3), 0.0),
-            "all equal": np.full(n, -3.0),
-            "pairs": np.repeat(np.arange(1.0, n + 1.0), 2)[:n],
-            "zero": np.zeros(n),
-        }[name]
-    )
+    spectra: dict[str, Array] = {
+        "random": rng.standard_normal(n),
+        "clustered": np.sign(ramp) * (1.0 + 1e-5 * rng.random(n)),
+        "indefinite": ramp**3 - 0.1,
+        "positive": np.logspace(-2, 0, n),
+        "rank-deficient": np.r_[2.0, -1.0, 0.5, np.zeros(n)][:n],
+        "all equal": np.full(n, -3.0),
+        "pairs": np.repeat(np.arange(1.0, n + 1.0), 2)[:n],
+        "zero": np.zeros(n),
+    }
+    return spectra[name]
 
 
 def planted(values: Array) -> Array:
@@ -301,18 +301,17 @@ def test_eigsh_against_dense(name: str, n: int, k: int, which: str) -> None:
 
 def check(pairs: sp.Eigenpairs, matrix: Array) -> None:
     """What holds of any result: true residuals, unit and orthogonal vectors, no ghosts."""
-    n, size = len(matrix), np.linalg.norm(matrix, 2)
-    vectors = np.stack(pairs.vectors, axis=1).astype(np.float64)
-    eps = float(np.finfo(vectors.dtype).eps)
+    n, size = len(matrix), float(np.linalg.norm(matrix, 2))
+    vectors = np.stack(pairs.vectors, axis=1)
     assert_array_equal(pairs.values, np.sort(pairs.values))
     true = np.linalg.norm(matrix @ vectors - vectors * pairs.values, axis=0)
     # A product of n terms is uncertain by that much, and so is the norm of a residual near zero.
-    assert_allclose(true, pairs.residuals, rtol=1e-6, atol=4 * n * eps * size)
+    assert_allclose(true, pairs.residuals, rtol=1e-6, atol=4 * n * EPS * size)
     assert pairs.converged == bool(np.all(pairs.residuals <= pairs.tolerance))
     gram = vectors.T @ vectors
     assert_allclose(gram, np.eye(len(gram)), atol=1e-7)  # of converged pairs: residual / gap
     exact = np.linalg.eigvalsh(matrix)
-    reach = pairs.residuals.max() + 10 * n * eps * size
+    reach = pairs.residuals.max() + 10 * n * EPS * size
     for value in pairs.values[pairs.residuals <= pairs.tolerance]:
         found = np.sum(np.abs(pairs.values - value) <= reach)
         assert found <= np.sum(np.abs(exact - value) <= 3 * reach)

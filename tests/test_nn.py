@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import leaves, random_problem, to_reference, to_torch
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
+
+from networks import leaves, random_problem, to_reference, to_torch
 from reference import derivative, layers
 from reference.batch_norm import running_update as reference_update
-
 from saddlepoint import _core, nn
 
 Array = NDArray[Any]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
-from reference import optim as reference
 
+from reference import optim as reference
 from saddlepoint import Vector, _native, optim, vector
 from saddlepoint.errors import DeviceError
 
@@ -286,7 +286,7 @@ CONSTANT, FALLING = [0.05] * 30, [0.05 / (k + 1) for k in range(30)]
 
 
 def test_momentum_forms() -> None:
-    """S0.18, S1.13, S2.13: at constant η all forms take the same path; else only Polyak's is ours."""
+    """S0.18, S1.13, S2.13: at constant η all forms take one path; else only Polyak's is ours."""
     for rates, same in ((CONSTANT, True), (FALLING, False)):
         start, path = walk(rates, 0.9)
         fs = [quartic] * len(rates)
@@ -470,5 +470,5 @@ def test_load_state_dict_refuses(saved: dict[str, list[Array]], message: str) ->
 def test_an_absent_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "cuda_module", lambda: None)
     _native._cuda.cache_clear()
-    with pytest.raises(DeviceError, match="^device: this saddlepoint was built without CUDA"):
+    with pytest.raises(DeviceError, match=r"^device: this saddlepoint was built without CUDA"):
         Vector(3, device="cuda")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from networks import to_torch
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 import saddlepoint as sp
+from networks import to_torch
 from saddlepoint import nn, optim
 from saddlepoint.train import History, predict
 
@@ -75,6 +75,9 @@ def test_s0_9_each_sample_once_an_epoch(rows: int, batch: int, sizes: list[int])
     assert_allclose(run.history.train_loss, np.mean(y**2), rtol=1e-14)
 
 
+CONSTANT = optim.schedule.constant()
+
+
 @dataclass(frozen=True)
 class Case:
     """What `fit` is given, and the same for PyTorch."""
@@ -84,7 +87,7 @@ class Case:
     ours: Callable[[Any], optim.Optimizer]
     theirs: Callable[[Any], torch.optim.Optimizer]
     rate: float
-    schedule: Callable[[int], float] = optim.schedule.constant()
+    schedule: Callable[[int], float] = CONSTANT
     rows: int = 45
     batch: int = 8
     skips: int = 0  # rows that a batch of their own would hold
@@ -135,7 +138,7 @@ CASES = {
 }
 
 
-def flat(tensors: Iterator[torch.Tensor]) -> Array:
+def flat(tensors: Iterable[torch.Tensor]) -> Array:
     pieces = [t.detach().numpy().astype(np.float64).ravel() for t in tensors]
     return np.concatenate([np.empty(0), *pieces])
 
@@ -165,12 +168,14 @@ def test_equals_a_pytorch_loop(case: Case) -> None:
         rate = optimizer.param_groups[0]["lr"] = case.rate * case.schedule(epoch)
         order = torch.from_numpy(orders.permutation(case.rows)[: case.rows - case.skips])
         weighted = 0.0
-        for rows in order.split(case.batch):
+        for begin in range(0, len(order), case.batch):
+            rows = order[begin : begin + case.batch]
             optimizer.zero_grad()
             loss = criterion(module(inputs[rows]), targets[rows])
             loss.backward()
             losses.append(float(loss.detach()))
-            norms.append(np.linalg.norm(flat(p.grad for p in module.parameters())))
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            norms.append(np.linalg.norm(flat(gradients)))
             rates.append(rate)
             weighted += losses[-1] * len(rows) / len(order)
             optimizer.step()
@@ -182,7 +187,7 @@ def test_equals_a_pytorch_loop(case: Case) -> None:
     accuracy = np.nan if squares else np.mean(outputs.argmax(1).numpy() == y)
 
     # Some 20 updates of sums of a few hundred terms, each right to about 1e-15.
-    near = {"rtol": 1e-12, "atol": 1e-12}
+    near: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
     assert_allclose(run.params.theta, flat(module.parameters()), **near)
     assert_allclose(run.params.buffers, flat(module.buffers()), **near)
     history = run.history
@@ -213,7 +218,8 @@ def test_same_seed_same_bits_at_any_setting(
         del series["seconds"]
         return [run.params.theta, run.params.buffers, *map(np.array, series.values())]
 
-    first, *others = [*on_every_setting(bits).values(), bits()]
+    results: dict[str, list[Array]] = on_every_setting(bits)
+    first, *others = [*results.values(), bits()]
     assert len(others) >= 2
     for other in others:
         for a, b in zip(first, other, strict=True):
@@ -309,7 +315,7 @@ class InterruptedSGD(optim.SGD):
 
 @pytest.mark.parametrize(
     ("optimizer", "schedule", "done"),
-    [(optim.SGD, interrupted_schedule, 6), (InterruptedSGD, optim.schedule.constant(), 5)],
+    [(optim.SGD, interrupted_schedule, 6), (InterruptedSGD, CONSTANT, 5)],
 )
 def test_interruption_keeps_what_there_is(optimizer: Any, schedule: Any, done: int) -> None:
     net, (x, y) = network(), data(30)
@@ -330,7 +336,7 @@ def test_interruption_keeps_what_there_is(optimizer: Any, schedule: Any, done: i
             super().step(grads)
             taken.append(np.array(self._params[0]))
 
-    whole = run(Recorded, optim.schedule.constant(), 3)
+    whole = run(Recorded, CONSTANT, 3)
     assert_array_equal(stopped.params.theta, taken[done - 1])
     # Ctrl-C within an update comes after its loss.
     assert len(stopped.history.step) - done in (0, 1)

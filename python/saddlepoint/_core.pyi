@@ -29,6 +29,7 @@ class Buffer:
         code: int,
         bits: int,
         versioned: bool,
+        stream: int | None = None,
     ) -> Any: ...
     def dlpack_device(self) -> tuple[int, int]: ...
 

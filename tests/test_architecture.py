@@ -1,0 +1,288 @@
+"""Rules a machine can check: who sees whom, what is loaded, what is documented."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import NamedTuple
+
+import pytest
+
+import saddlepoint
+from saddlepoint import _core
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC, PACKAGE = ROOT / "csrc", ROOT / "python" / "saddlepoint"
+
+# csrc: core ← ops ← {optim, norm, nn, eigen} ← bindings; nn may use norm.
+FOLDERS: dict[str, set[str]] = {
+    "core": {"core"},
+    "ops": {"core", "ops"},
+    "optim": {"core", "ops", "optim"},
+    "norm": {"core", "ops", "norm"},
+    "nn": {"core", "ops", "norm", "nn"},
+    "eigen": {"core", "ops", "eigen"},
+    "bindings": {"core", "ops", "optim", "norm", "nn", "eigen", "bindings"},
+}
+SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".hpp", ".cpp", ".cu", ".cuh"))
+
+
+def test_csrc_includes_point_inwards() -> None:
+    assert {p.relative_to(CSRC).parts[0] for p in SOURCES} <= set(FOLDERS)
+    for source in SOURCES:
+        folder = source.relative_to(CSRC).parts[0]
+        text = source.read_text()
+        for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, re.MULTILINE):
+            assert (CSRC / included).is_file(), f"{source}: {included} is not from csrc/"
+            assert included.split("/")[0] in FOLDERS[folder], f"{source} sees {included}"
+        system = re.findall(r"^\s*#\s*include\s*<([^>]+)>", text, re.MULTILINE)
+        python = [name for name in system if re.match(r"pybind11/|Python\.h|numpy/", name)]
+        assert folder == "bindings" or not python, f"{source} sees {python}"
+
+
+def test_shared_sources_do_not_see_a_backend() -> None:
+    backends = re.compile(r'#\s*include\s*["<](\S+(?:\.cuh|_cpu\.hpp|_cuda\.hpp)|cuda\S*|omp\.h)')
+    for source in SOURCES:
+        twins = {source.with_suffix(s) for s in (".cpp", ".cu")} & set(SOURCES)
+        marked = re.search(r"_cpu\.|_cuda\.|parallel", source.name) or source.suffix == ".cuh"
+        if source.suffix == ".hpp" and not marked:
+            assert not backends.findall(source.read_text()), source
+        if source.suffix == ".cpp" and len(twins) == 2:
+            assert not re.search(r"\.cuh|_cuda\.hpp|<cuda", source.read_text()), source
+
+
+class Import(NamedTuple):
+    """An import statement: the absolute module, its names, and where it stands."""
+
+    module: str
+    names: tuple[str, ...]
+    top_level: bool
+    typing_only: bool
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    parts = ["saddlepoint", *path.relative_to(PACKAGE).with_suffix("").parts]
+    package = parts[:-1]
+
+    def walk(node: ast.AST, top: bool, typing: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield Import(alias.name, (), top, typing)
+            elif isinstance(child, ast.ImportFrom):
+                base = package[: len(package) - child.level + 1] if child.level else []
+                module = ".".join([*base, *([child.module] if child.module else [])])
+                yield Import(module, tuple(a.name for a in child.names), top, typing)
+            elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                yield from walk(child, top, True)
+            else:
+                inner = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+                yield from walk(child, top and not inner, typing)
+
+    yield from walk(ast.parse(path.read_text()), True, False)
+
+
+def part_of(module: str) -> str:
+    """The first name below the package: ``saddlepoint.nn.init`` is of nn."""
+    return module.split(".")[1]
+
+
+def parts_imported(path: Path) -> Iterator[tuple[str, Import]]:
+    """What a file takes from the package, by part; ``from . import nn`` is one too."""
+    for statement in imports_of(path):
+        if statement.module == "saddlepoint":
+            for name in statement.names:
+                yield name, statement
+        elif statement.module.startswith("saddlepoint."):
+            yield part_of(statement.module), statement
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+files = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+
+
+def home(path: Path) -> str:
+    """The part of the package that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+# What each part may take from the package; those not listed are free, but for the roof.
+ANALYSIS = {"errors", "vector", "objective", "progress", "_native"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "_native": {"_core", "_cuda", "errors"},
+    "vector": {"_native", "errors"},
+    "optim": {"_native", "errors", "vector", "optim"},
+    "norm": {"_native", "errors", "vector", "norm"},
+    "nn": {"_native", "errors", "vector", "norm", "nn"},
+    "curvature": ANALYSIS | {"curvature"},
+    "critical": ANALYSIS | {"curvature", "critical"},
+    "landscape": ANALYSIS,
+}
+ROOF = {"cli": {"cli", "__main__"}, "report": {"report", "cli"}}
+
+
+@files
+def test_python_imports_point_inwards(path: Path) -> None:
+    mine = home(path)
+    for part, statement in parts_imported(path):
+        assert part in ALLOWED.get(mine, {part}), f"{mine} sees {part}"
+        if part == "objective" and mine in ("curvature", "critical", "landscape"):
+            # The protocol, never the network behind it.
+            assert set(statement.names) <= {"Objective", "Linearization"}
+        if part in ROOF and not (mine == "__init__" and statement.typing_only):
+            assert mine in ROOF[part], f"{mine} sees {part}"
+
+
+@files
+def test_only_numpy_is_imported_at_the_top_and_torch_by_its_folder_alone(path: Path) -> None:
+    light = set(sys.stdlib_module_names) | {"numpy", "saddlepoint"}
+    for statement in imports_of(path):
+        root = statement.module.split(".")[0]
+        assert root != "torch" or home(path) == "torch"
+        if home(path) not in ("cli", "report", "torch"):
+            assert root in light or not statement.top_level or statement.typing_only, statement
+
+
+HEAVY = [
+    "torch", "scipy", "matplotlib", "plotly", "rich", "typer", "jinja2", "safetensors", "pandas",
+]  # fmt: skip
+FRESH = f"""
+import json, sys, time
+import numpy
+began = time.perf_counter()
+import saddlepoint
+seconds = time.perf_counter() - began
+bare = sorted(m for m in sys.modules if m.startswith("saddlepoint"))
+for name in saddlepoint.__all__:
+    getattr(saddlepoint, name)
+heavy = [name for name in {HEAVY} if name in sys.modules]
+print(json.dumps([seconds, bare, heavy]))
+"""
+
+
+def test_importing_is_light() -> None:
+    runs = []
+    for _ in range(5):
+        out = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, check=True)
+        runs.append(json.loads(out.stdout))
+    assert statistics.median(seconds for seconds, _, _ in runs) < 0.15  # beyond NumPy's own
+    for _, bare, heavy in runs:
+        assert bare == ["saddlepoint"]  # the rest comes on first use
+        assert heavy == []  # even when every name has been used
+
+
+def test_public_names_are_what_they_are_called_whatever_was_imported_before() -> None:
+    code = (
+        "import pkgutil, importlib, saddlepoint as sp\n"
+        "for m in pkgutil.iter_modules(sp.__path__):\n"
+        "    if m.name != '__main__': importlib.import_module('saddlepoint.' + m.name)\n"
+        "print([n for n in sp._WHERE if type(getattr(sp, n)).__name__ == 'module'])\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    """A strict one takes ``import x as x`` or a literal ``__all__``; the lazy table it cannot."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    exported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            exported |= {str(c.value) for c in ast.walk(node) if isinstance(c, ast.Constant)}
+    assert set(saddlepoint.__all__) <= exported
+
+
+def names_in(body: list[ast.stmt]) -> set[str]:
+    names: set[str] = set()
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+        elif isinstance(node, ast.Assign):
+            names |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def public(thing: object) -> set[str]:
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+def test_the_stub_names_what_the_extension_has() -> None:
+    tree = ast.parse((PACKAGE / "_core.pyi").read_text())
+    assert names_in(tree.body) == public(_core)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for name, node in classes.items():
+        inherited = [classes[base.id].body for base in node.bases if isinstance(base, ast.Name)]
+        stub = names_in([*node.body, *(s for body in inherited for s in body)])
+        assert stub == public(getattr(_core, name)), name
+
+
+def test_extensions_are_small() -> None:
+    assert isinstance(_core.__file__, str)
+    extensions = list(Path(_core.__file__).parent.glob("_c*.so"))
+    assert extensions
+    for extension in extensions:
+        assert extension.stat().st_size < 10e6, extension
+
+
+MODULES = [
+    m.name
+    for m in pkgutil.walk_packages(saddlepoint.__path__, "saddlepoint.")
+    if not m.name.endswith(("._core", "._cuda", ".__main__"))
+]
+modules = pytest.mark.parametrize("name", ["saddlepoint", *MODULES])
+
+
+@modules
+def test_modules_say_what_is_public_and_document_it(name: str) -> None:
+    module = importlib.import_module(name)
+    assert (module.__doc__ or "").strip()
+    assert len(set(module.__all__)) == len(module.__all__) > 0
+    for public_name in module.__all__:
+        thing = getattr(module, public_name)
+        if isinstance(thing, (type, FunctionType, ModuleType)):
+            doc = vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__
+            assert doc, f"{name}.{public_name}"
+            # A dataclass without a docstring is given its signature.
+            assert not doc.startswith(f"{public_name}("), f"{name}.{public_name}"
+            if not isinstance(thing, ModuleType):
+                assert inspect.cleandoc(doc).splitlines()[0].endswith((".", ":", "?")), doc
+
+
+@modules
+def test_examples_run(name: str) -> None:
+    module = importlib.import_module(name)
+    result = doctest.testmod(module)
+    assert result.failed == 0
+    written = sum(len(t.examples) for t in doctest.DocTestFinder().find(module, name))
+    assert result.attempted == written
+
+
+def test_no_file_names_a_machine() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    paths = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    assert len(paths) > 50
+    for path in filter(Path.is_file, paths):
+        data = path.read_bytes()
+        if b"\0" not in data:
+            found = re.search(rb"(?<![\w.])/(work|root|home)/[^\n]{0,40}", data)
+            assert found is None, f"{path.relative_to(ROOT)}: {found}"
