@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from saddlepoint import Vector, optim, vector
 
 from . import peers
-from .runner import Bar, Case, Contestant, Floor, Options, Roof
+from .runner import Case, Contestant, Floor, Options, Roof
 
 TITLE = "AdamW"
 BYTES = 28  # a parameter: p, m and v read and written, the gradient read
@@ -69,8 +69,7 @@ def cases(options: Options) -> Iterator[Case]:
             contestants.append(
                 Contestant(f"torch {how}", "torch", optimizer.step, partial(_read, p))
             )
-        x = torch.ones(4 * n, device=device)
-        roofs.append(Roof("in place, torch", lambda: x.mul_(1.0), 8.0 * 4 * n))
+        roofs.append(scale("in place, torch", torch.ones(4 * n, device=device)))
         torch_pages = (on_tensor, "torch fused", "torch foreach", "torch default")
         floors.append(Floor(BYTES * n, "B", FORMULA, ("in place, torch",), torch_pages))
     yield Case(
@@ -79,8 +78,7 @@ def cases(options: Options) -> Iterator[Case]:
         contestants,
         roofs,
         floors,
-        [Bar("torch", 1.0)],
-        absent,
+        absent=absent,
         tolerance=1e-6,  # the fused kernels agree to the bit; the others round elsewhere
         budget=options.budget(90.0),
     )

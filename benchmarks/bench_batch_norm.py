@@ -92,7 +92,7 @@ def _torch(
     aten = torch.ops.aten
     arguments = (x, weight, bias, mean, var, True, MOMENTUM, EPS)
 
-    def function(x: Any, weight: Any, bias: Any) -> Any:
+    def function(x: Any, weight: Any, bias: Any, mean: Any = mean, var: Any = var) -> Any:
         return torch.nn.functional.batch_norm(x, mean, var, weight, bias, True, MOMENTUM, EPS)
 
     def native() -> Any:
@@ -104,7 +104,8 @@ def _torch(
             dy, x, weight, mean, var, saved[1], saved[2], True, EPS, mask
         )
 
-    saved, graph = native(), function(*learned)
+    # The graph remembers its running statistics, and refuses ones that have moved on.
+    saved, graph = native(), function(*learned, mean=mean.clone(), var=var.clone())
 
     def forward_only(f: Callable[..., Any]) -> Callable[[], Any]:
         def call() -> Any:

@@ -27,6 +27,7 @@ __all__ = ["Bar", "Case", "Contestant", "Floor", "Meter", "Options", "Roof", "me
 BLOCK = 0.005  # seconds that a timed block takes at least
 REST = 0.01  # seconds until libgomp's idle threads have stopped spinning
 ROUNDS = (5, 300)  # fewest and most
+WARM_UPS = 3  # the first compiles and touches memory, the others say how long a call takes
 OURS = "saddlepoint"
 
 
@@ -129,6 +130,11 @@ class _Sample:
     page_faults: float  # per call
 
 
+def _enough(clean: set[int], all_: set[int]) -> set[int]:
+    """The clean rounds; all of them where too few are clean."""
+    return clean if len(clean) >= max(ROUNDS[0], len(all_) / 4) else all_
+
+
 class _Entry:
     """A contestant or roof with its samples, by round."""
 
@@ -136,7 +142,7 @@ class _Entry:
         self.timed, self._meter = timed, meter
         self.samples: dict[int, _Sample] = {}
         self.result, self.first_call = self._once()
-        self._seconds = self._once()[1]
+        self._seconds = min(self._once()[1] for _ in range(WARM_UPS - 1))
         self.calls = max(1, math.ceil(BLOCK / max(self._seconds, 1e-9)))
         self.every = 1
 
@@ -171,10 +177,14 @@ class _Entry:
         )
 
     @property
+    def clean(self) -> set[int]:
+        """Rounds without an interruption."""
+        return {r for r, s in self.samples.items() if s.clean}
+
+    @property
     def kept(self) -> dict[int, _Sample]:
         """The clean samples, or all where too few are clean."""
-        clean = {r: s for r, s in self.samples.items() if s.clean}
-        return clean if len(clean) >= max(ROUNDS[0], len(self.samples) / 4) else self.samples
+        return {r: self.samples[r] for r in _enough(self.clean, set(self.samples))}
 
     @property
     def median(self) -> float:
@@ -207,7 +217,7 @@ def measure(case: Case, meter: Meter | None = None) -> dict[str, Any]:
     entries = {t.name: _Entry(t, meter) for t in timed}
     contestants = {c.name: entries[c.name] for c in case.contestants}
     deviations = _compared(case, contestants)
-    _visit_in_turn(list(entries.values()), case.budget)
+    _visit_in_turn(list(entries.values()), case.budget, meter.clock)
     roofs = {r.name: r.work / entries[r.name].median / r.units for r in case.roofs}
     ratios = _ratios(contestants)
     return {
@@ -230,16 +240,23 @@ def measure(case: Case, meter: Meter | None = None) -> dict[str, Any]:
     }
 
 
-def _visit_in_turn(entries: list[_Entry], budget: float) -> None:
-    """Every contestant gets its share of the time; a slow one sits out rounds evenly."""
+def _visit_in_turn(entries: list[_Entry], budget: float, clock: Callable[[], float]) -> None:
+    """Every contestant gets its share of the time; a slow one sits out rounds evenly.
+
+    On a machine that has become slower, rounds end early, with the fewest from everybody.
+    """
     visits = [e.affordable(budget / len(entries)) for e in entries]
     rounds = max(visits)
     for entry, affordable in zip(entries, visits, strict=True):
         entry.every = 2 ** int(math.log2(rounds / affordable))  # nested, so that rounds are shared
     collecting = gc.isenabled()
     gc.disable()
+    began = clock()
     try:
         for round_ in range(rounds):
+            late = clock() - began > 1.5 * budget
+            if late and all(len(e.samples) >= ROUNDS[0] for e in entries):
+                break
             first = round_ % len(entries)
             for entry in (*entries[first:], *entries[:first]):
                 entry.visit(round_)
@@ -273,7 +290,8 @@ def _compared(case: Case, entries: dict[str, _Entry]) -> dict[str, float]:
 
 def _ratio(ours: _Entry, peer: _Entry) -> float:
     """Median over shared rounds of the peer's time by ours."""
-    rounds = ours.kept.keys() & peer.kept.keys() or ours.samples.keys() & peer.samples.keys()
+    shared = ours.samples.keys() & peer.samples.keys()
+    rounds = _enough(shared & ours.clean & peer.clean, shared)
     return median(peer.samples[r].seconds / ours.samples[r].seconds for r in rounds)
 
 

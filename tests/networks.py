@@ -100,6 +100,7 @@ def to_torch(layer: nn.Layer) -> torch.nn.Module:
         return torch.nn.Linear(layer.in_features, layer.out_features, layer.bias)
     if isinstance(layer, nn.BatchNorm):
         return torch.nn.BatchNorm1d(layer.num_features, layer.eps, layer.momentum, layer.affine)
+    kinds: dict[str, type[torch.nn.Module]]
     kinds = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "sigmoid": torch.nn.Sigmoid}
     return kinds.get(layer.kind, torch.nn.Identity)()
 

@@ -123,7 +123,7 @@ def by_torch(c: Case) -> list[Array]:
         return torch.autograd.grad(forward(*p), p, dy, create_graph=True)
 
     point, along = (t["x"], t["weight"], t["bias"]), (t["xt"], t["weight_t"], t["bias_t"])
-    jvp = torch.autograd.functional.jvp
+    jvp: Any = torch.autograd.functional.jvp
     y, yt = jvp(forward, point, along)
     gradients, tangents = jvp(backward, (t["dy"], *point), (t["dyt"], *along))
     return [r.detach().numpy() for r in (y, *gradients, yt, *tangents)]
@@ -191,7 +191,8 @@ def test_running_statistics(rows: int, momentum: float, rng: np.random.Generator
 def test_output_has_mean_zero_and_deviation_one(dtype: str, rng: np.random.Generator) -> None:
     x = (rng.uniform(0.1, 30, 40) * rng.standard_normal((500, 40)) + 3).astype(dtype)
     y, _ = norm.batch_norm(x, eps=0.0)
-    tolerance = 4 * np.finfo(dtype).eps * np.abs(y).max()  # of each element, hence of their mean
+    # Of each element, hence of their mean.
+    tolerance = float(4 * np.finfo(dtype).eps * np.abs(y).max())
     assert_allclose(y.mean(axis=0, dtype=np.float64), 0, atol=tolerance)
     assert_allclose(y.std(axis=0, dtype=np.float64), 1, atol=tolerance)
     weight, bias = rng.random(40).astype(dtype) + 1, rng.standard_normal(40).astype(dtype)
@@ -206,7 +207,7 @@ def test_a_large_mean_costs_no_digits(shape: tuple[int, int], rng: np.random.Gen
     x = (1e4 + rng.standard_normal(shape)).astype(np.float32)
     wide = x.astype(np.float64)
     y, saved = norm.batch_norm(x)
-    eps = np.finfo(np.float32).eps
+    eps = float(np.finfo(np.float32).eps)
     assert_allclose(saved.r, 1 / np.sqrt(wide.var(axis=0) + 1e-5), rtol=eps)
     assert_allclose(saved.mean, wide.mean(axis=0), rtol=eps / 2 + 1e-12)
     exact = reference.forward(wide, np.ones(shape[1]), np.zeros(shape[1]), 1e-5)

@@ -46,7 +46,8 @@ class Machine:
 
         def call() -> float:
             nonlocal count
-            visit = (count - 2) // 2  # two warm-up calls; then one untimed and one timed a visit
+            # Warm-up calls, then an untimed and a timed one each visit.
+            visit = (count - runner.WARM_UPS) // 2
             count += 1
             self.now += seconds * (slowdown(visit) if visit >= 0 else 1.0)
             self.interruptions += visit >= 0 and interrupted(visit)
@@ -105,7 +106,7 @@ def test_interrupted_rounds_are_dropped_where_enough_remain(share: int) -> None:
         return visit % share == 0
 
     call = machine.work(0.01, lambda visit: 100.0 if hit(visit) else 1.0, hit)
-    report = runner.measure(Case("c", {}, [ours(call)], budget=1.0), machine.meter())
+    report = runner.measure(Case("c", {}, [ours(call)], budget=1000.0), machine.meter())
     found = entry(report, "ours")
     if share == 3:
         assert found["seconds"]["max"] == pytest.approx(0.01)
@@ -113,6 +114,20 @@ def test_interrupted_rounds_are_dropped_where_enough_remain(share: int) -> None:
     else:
         assert found["seconds"]["median"] == pytest.approx(1.0)
         assert found["dropped"] == 0
+
+
+def test_ratio_compares_like_with_like() -> None:
+    """A neighbour slows all rounds but six, and only ours is interrupted in most of those."""
+    machine = Machine()
+
+    def slowdown(visit: int) -> float:
+        return 1.0 if visit % 10 == 0 else 50.0
+
+    a = machine.work(0.01, slowdown, lambda visit: True)
+    b = machine.work(0.02, slowdown, lambda visit: visit % 10 != 0)
+    report = runner.measure(Case("c", {}, [ours(a), theirs(b)], budget=1000.0), machine.meter())
+    assert entry(report, "theirs")["seconds"]["median"] == pytest.approx(0.02)
+    assert report["ratios"]["ours"]["torch"]["ratio"] == pytest.approx(2.0)
 
 
 def test_slow_contestants_sit_out_rounds() -> None:
@@ -124,6 +139,15 @@ def test_slow_contestants_sit_out_rounds() -> None:
     assert runner.ROUNDS[0] <= entry(report, "theirs")["repetitions"] < 20
     assert report["ratios"]["ours"]["torch"]["ratio"] == pytest.approx(100.0)
     assert machine.now + machine.rested < 2 * case.budget  # visits are rounded up to a power of two
+
+
+def test_a_machine_that_slows_down_ends_the_rounds() -> None:
+    machine = Machine()
+    call = machine.work(0.01, lambda visit: 1.0 if visit < 20 else 100.0)
+    case = Case("c", {}, [ours(call)], budget=3.0)
+    report = runner.measure(case, machine.meter())
+    assert 20 < entry(report, "ours")["repetitions"] < 30
+    assert machine.now < 10 * case.budget  # 300 rounds would take 560 s
 
 
 def test_quick_calls_are_repeated_within_a_block() -> None:

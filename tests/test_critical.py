@@ -171,6 +171,9 @@ def test_s3_23_a_chain_of_five() -> None:
     assert_allclose(0.5 * point.gradient_norm, 2.2e-4, rtol=0.02)
     assert_allclose(0.5 * point.eigenvalues, [-0.004] + 4 * [0.001], rtol=0.02)
     way = sp.escape(FactoredLinear(5), np.full(5, 0.1))
+    # The gradient lies along (1, …, 1) as well, and helps.
+    model = 0.5 * abs(way.eigenvalue) * way.step**2 + point.gradient_norm * abs(way.step)
+    assert_allclose(way.predicted_drop, model, rtol=1e-9)
     # From there the direction (1, …, 1) leads to the minimum at 1, found to √eps of the step.
     assert_allclose(way.theta, np.ones(5), atol=1e-6)
     assert way.loss_after < 1e-10

@@ -255,7 +255,7 @@ def spectrum(name: str, n: int) -> Array:
         "random": rng.standard_normal(n),
         "clustered": np.sign(ramp) * (1.0 + 1e-5 * rng.random(n)),
         "indefinite": ramp**3 - 0.1,
-        "positive": np.logspace(-2, 0, n),
+        "positive": np.logspace(-1, 0, n),
         "rank-deficient": np.r_[2.0, -1.0, 0.5, np.zeros(n)][:n],
         "all equal": np.full(n, -3.0),
         "pairs": np.repeat(np.arange(1.0, n + 1.0), 2)[:n],
@@ -325,7 +325,7 @@ MULTIPLE = [
     ),
     ("rank-deficient", (300, 2), "BE"),
     ("pairs", (300, 2), "SA"),
-    ("all equal", (300, 2), "LA"),
+    ("all equal", (100, 2), "LA"),
 ]
 
 
@@ -351,7 +351,7 @@ def test_eigsh_of_multiple_eigenvalues_has_no_ghosts(
 
 
 @pytest.mark.parametrize(
-    "values", [[5.0, 5.0, 1.0] + 297 * [0.0], [5.0, 5.0, 4.0, 3.0] + 46 * [0.0]]
+    "values", [[5.0, 5.0, 1.0] + 77 * [0.0], [5.0, 5.0, 4.0, 3.0] + 46 * [0.0]]
 )
 def test_an_exhausted_space_goes_on_to_multiple_eigenvalues(values: list[float]) -> None:
     # Three or four directions are all that one start vector sees; the second 5 is beyond them.
@@ -402,7 +402,7 @@ def test_a_tiny_budget_is_kept_and_admitted() -> None:
         assert pairs.products <= budget
         check(pairs, matrix)
         # Rayleigh quotients lie within the spectrum.
-        assert 0.01 - 200 * EPS <= pairs.values[0] < pairs.values[1] <= 1.0 + 200 * EPS
+        assert 0.1 - 200 * EPS <= pairs.values[0] < pairs.values[1] <= 1.0 + 200 * EPS
     # At the least, k for the space and k for the residuals.
     assert sp.eigsh(matrix, k=2, max_products=4).products <= 4
 

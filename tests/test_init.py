@@ -61,9 +61,9 @@ def test_lecun_keeps_the_variance_through_a_linear_layer(
     assert_allclose(y.var(), 1, rtol=0.02)
 
 
-# Measured for the lectures, six layers of 1000 (std by layer). Other draws of tanh networks differ by
-# 0.01. Behind ReLU all rows share a direction, so the mean square of a layer is one over 1000 neurons
-# whose squares have variance 5: 0.03 for a layer, and 0.05 for the product of six of 3 networks.
+# Measured for the lectures, six layers of 1000 (std by layer). Other draws of tanh networks differ
+# by 0.01. Behind ReLU all rows share a direction, so the mean square of a layer is one over 1000
+# neurons whose squares have variance 5: 0.03 for a layer, 0.05 for six layers of 3 networks.
 LAYERS = [
     ("pytorch_uniform", np.tanh, [0.46, 0.25, 0.14, 0.08, 0.05, 0.03]),
     ("lecun_normal", np.tanh, [0.63, 0.49, 0.41, 0.36, 0.32, 0.30]),

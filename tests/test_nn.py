@@ -94,7 +94,7 @@ class Map:
     def value(self) -> Array:
         y = np.empty(self.y_shape)
         self.native.output(y)
-        return y.ravel()
+        return np.ravel(y)
 
     def tangent(self, directions: Array) -> Array:
         """J v for each row v: (k, |z|) -> (k, |y|)."""
@@ -106,7 +106,8 @@ class Map:
         """Jᵀ dy."""
         theta, x = np.empty((1, self.layer.size)), np.empty((1, self.rows, self.columns))
         self.native.backward(dy.reshape(self.y_shape), theta[0], x[0])
-        return self.join(theta, x)[0]
+        joined = self.join(theta, x)
+        return np.ravel(joined)
 
     def pull_back_tangent(self, dy: Array, directions: Array, dyt: Array) -> Array:
         """The derivative of Jᵀ dy where z moves along each direction, and dy along dyt."""
@@ -282,7 +283,8 @@ def test_running_statistics(momentum: float | None, dtype: str, rng: np.random.G
         from_reference = reference_update(from_reference, x.astype(np.float64), momentum, seen)
         torch_norm(torch.from_numpy(x))
     got = net.unflatten_buffers(params.buffers)
-    tolerance = 8 * np.finfo(dtype).eps  # three updates, each a few roundings in double, one store
+    # Three updates, each a few roundings in double and one when stored.
+    tolerance = float(8 * np.finfo(dtype).eps)
     for mine, its, theirs in zip(
         got.values(), (*from_reference, np.array(3)), torch_norm.buffers(), strict=True
     ):
@@ -321,7 +323,7 @@ def test_nested_networks_are_flat_ones(rng: np.random.Generator) -> None:
         Map(net, True, params.buffers, 9, 4, np.concatenate([params.theta, x.ravel()])).value()
         for net in (flat, nested)
     ]
-    assert_array_equal(*outputs)
+    assert_array_equal(outputs[0], outputs[1])
 
 
 def test_initial_parameters() -> None:

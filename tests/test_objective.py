@@ -32,8 +32,8 @@ def objective(p: Problem, **arguments: Any) -> sp.NetworkObjective:
 
 def distance(got: Any, wanted: Any) -> float:
     """Relative to the norm of what is wanted; zero for two zeros."""
-    error = np.linalg.norm(np.asarray(got) - wanted)
-    return float(error / max(np.linalg.norm(wanted), 1e-300))
+    error = float(np.linalg.norm(np.asarray(got) - wanted))
+    return error / max(float(np.linalg.norm(wanted)), 1e-300)
 
 
 def direction(p: Problem, rng: np.random.Generator, *k: int) -> Array:
@@ -274,10 +274,11 @@ def test_an_analysis_leaves_the_model_alone(mode: str, rng: np.random.Generator)
 @pytest.mark.parametrize("kind", ["numpy", "Vector", "torch"])
 def test_vectors_of_every_kind(kind: str, rng: np.random.Generator) -> None:
     """The same bits, in the kind that θ has."""
-    make: Callable[[Array], Any]
+    kinds: dict[str, Callable[[Array], Any]]
     p = in_float32(random_problem(11))[0]
     mine, v = objective(p), direction(p, rng, 3)
-    make = {"numpy": np.copy, "Vector": Vector.from_numpy, "torch": torch.tensor}[kind]
+    kinds = {"numpy": np.copy, "Vector": Vector.from_numpy, "torch": torch.tensor}
+    make = kinds[kind]
     wanted, at = (mine.linearize(f(p.params.theta)) for f in (np.copy, make))
     one = v[:, 0].copy()
     assert at.loss == wanted.loss == mine.loss(make(p.params.theta))
@@ -303,10 +304,11 @@ def test_same_bits_at_every_setting(
     )  # fmt: skip
     params = net.init(rng, dtype)
     x = rng.standard_normal((301, 150)).astype(dtype)
-    loss, y = nn.CrossEntropy(), rng.integers(0, 5, 301)
-    if kind == "mean_squared_error":
-        loss, y = nn.MeanSquaredError(), rng.standard_normal((301, 5)).astype(dtype)
-    mine = sp.NetworkObjective(net, loss, x, y, dtype=dtype)
+    labels, targets = rng.integers(0, 5, 301), rng.standard_normal((301, 5)).astype(dtype)
+    if kind == "cross_entropy":
+        mine = sp.NetworkObjective(net, nn.CrossEntropy(), x, labels, dtype=dtype)
+    else:
+        mine = sp.NetworkObjective(net, nn.MeanSquaredError(), x, targets, dtype=dtype)
     v = rng.standard_normal((net.size, 2)).astype(dtype)
 
     def bits() -> list[bytes]:

@@ -151,6 +151,7 @@ def test_orders_and_views_hold_what_numpy_would() -> None:
     assert np.from_dlpack(f).flags.f_contiguous
     assert_array_equal(f.T.numpy(), matrix.T)
     assert_array_equal(c.rows(slice(1, 3)).T.numpy(), matrix[1:3].T)
+    assert_array_equal(c.rows(slice(1, 4)).rows(slice(1, 3)).numpy(), matrix[2:4])
     assert_array_equal(Vector.from_numpy(matrix[::2, ::-1]).numpy(), matrix[::2, ::-1])
     assert (c.size, c.ndim, len(c), c.dtype.name) == (12, 2, 4, "float64")
     np.from_dlpack(c.rows(slice(2, 3)))[:] = -1.0

@@ -71,7 +71,11 @@ Layout from_tensor(const dlpack::Tensor& tensor) {
 }
 
 // The capsule stays as it is: its destructor gives the tensor back when `owner` goes.
-Layout from_dlpack(const py::handle& object, const char* name) {
+Layout from_dlpack(const py::handle& exporter, const char* name) {
+    // A tensor that autograd watches exports only its data.
+    const py::object object = py::hasattr(exporter, "detach")
+                                  ? exporter.attr("detach")()
+                                  : py::reinterpret_borrow<py::object>(exporter);
     py::dict wanted;
     const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
     if (device.first != dlpack::cpu && device.first != dlpack::cuda_host) {
@@ -108,9 +112,9 @@ Layout from_dlpack(const py::handle& object, const char* name) {
 }
 
 bool contiguous(const Layout& l) {
+    if (l.array.size() == 0) return true;
     index stride = 1;
     for (std::size_t i = l.array.shape.size(); i-- > 0;) {
-        if (l.array.shape[i] == 0) return true;
         if (l.array.shape[i] != 1 && l.strides[i] != stride) return false;
         stride *= l.array.shape[i];
     }

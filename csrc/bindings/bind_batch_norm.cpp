@@ -70,13 +70,16 @@ void bind(py::module_& m, const char* suffix) {
                   running_mean = like(running_mean_, "running_mean", access, columns);
                   running_var = like(running_var_, "running_var", access, columns);
               }
-              // Elementwise, so only the very same memory may be both read and written.
-              refuse_overlap({{"out", &y}, {"mean", &mean}, {"r", &r}},
-                             {{"weight", &weight},
-                              {"bias", &bias},
-                              {"running_mean", &running_mean},
-                              {"running_var", &running_var}});
-              if (y.data != x.data || training) refuse_overlap({{"out", &y}}, {{"x", &x}});
+              // Evaluation is elementwise, so y may be x itself; nothing else may be shared.
+              std::vector<std::pair<const char*, const Array*>> written{
+                  {"out", &y}, {"mean", &mean}, {"r", &r}};
+              std::vector<std::pair<const char*, const Array*>> read{{"weight", &weight},
+                                                                     {"bias", &bias}};
+              auto& running = training ? written : read;
+              running.emplace_back("running_mean", &running_mean);
+              running.emplace_back("running_var", &running_var);
+              if (training || y.data != x.data) read.emplace_back("x", &x);
+              refuse_overlap(written, read);
               const py::gil_scoped_release release;
               Bound<T> b(x.shape[0], x.shape[1], 1, !training, eps, momentum);
               b.norm.statistics = {mean.as<T>(), r.as<T>()};

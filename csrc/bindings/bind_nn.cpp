@@ -32,7 +32,7 @@ LayerSpec layer_spec(const py::dict& d) {
 NetworkSpec network_spec(const py::dict& d) {
     return {layer_spec(py::cast<py::dict>(d["layers"])), py::cast<std::string>(d["loss"]),
             py::cast<index>(d["inputs"]), py::cast<index>(d["outputs"]),
-            py::cast<index>(d["parameters"])};
+            py::cast<index>(d["parameters"]), py::cast<index>(d["buffers"])};
 }
 
 Level level_of(const std::string& name) {
@@ -82,7 +82,8 @@ class BoundPass {
         Array theta_ = borrow(theta, "theta", Access::read, dtype, {spec_.parameters});
         if (!buffers.is_none()) {
             buffers_ =
-                borrow(buffers, "buffers", update_buffers ? Access::write : Access::read, dtype);
+                borrow(buffers, "buffers", update_buffers ? Access::write : Access::read, dtype,
+                       {spec_.buffers});
         }
         const bool wants_gradient = level_ != Level::value && !spec_.loss.empty();
         if (wants_gradient) {

@@ -41,7 +41,7 @@ struct CrossEntropy {
         const T inverse = T(1) / sum;
         for (index c = 0; c < columns; ++c) probability[c] *= inverse;
         const std::int32_t label = labels[row];
-        loss[row] = std::log(double(sum)) + double(top) - double(logits[label]);
+        loss[row] = std::log(double(sum)) + (double(top) - double(logits[label]));
         if (dz == nullptr) return;
         T* gradient = dz + row * columns;
         for (index c = 0; c < columns; ++c) gradient[c] = scale * probability[c];

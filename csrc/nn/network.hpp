@@ -12,6 +12,7 @@ struct NetworkSpec {
     std::string loss;       // empty: the network alone
     index inputs, outputs;  // columns
     index parameters;       // n
+    index buffers;          // running statistics
 };
 
 // Memory for tangents, shared by the passes of one linearization; it grows to the largest need.

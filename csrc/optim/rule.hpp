@@ -16,6 +16,13 @@ SP_HD T decayed(T g, T decay, T p) {
     return decay != T(0) ? std::fma(decay, p, g) : g;
 }
 
+// m + weight (g - m), from the nearer end, as PyTorch's lerp: exact at weight 1.
+template <class T>
+SP_HD T toward(T m, T g, T weight) {
+    const bool near = weight < T(0.5);
+    return std::fma(near ? weight : weight - T(1), g - m, near ? m : g);
+}
+
 // b^n by binary powering: the same bits on host and device, for any n.
 SP_HD double power(double b, index n) {
     double result = 1.0;

@@ -30,42 +30,52 @@ _WHERE = {
     "escape": "critical",
     "fit": "train",
     "hessian": "curvature",
-    "info": "info",
+    "info": "_info",
     "num_threads": "_native",
     "set_num_threads": "_native",
 }
 _MODULES = {
-    "critical", "curvature", "data", "errors", "nn", "norm", "objective", "optim", "report",
-    "surfaces", "train", "vector",
+    "critical", "curvature", "data", "errors", "landscape", "nn", "norm", "objective", "optim",
+    "report", "runs", "surfaces", "train", "vector",
 }  # fmt: skip
 
 __all__ = ["__version__", *sorted(_WHERE), *sorted(_MODULES)]
 
-if TYPE_CHECKING:
-    from . import (
-        critical,
-        curvature,
-        data,
-        errors,
-        nn,
-        norm,
-        objective,
-        optim,
-        report,
-        surfaces,
-        train,
-        vector,
-    )
-    from ._native import num_threads, set_num_threads
-    from .critical.classify import CriticalPoint, classify
-    from .critical.escape import Escape, escape
-    from .curvature.hessian import HessianOperator, Verification, hessian
-    from .curvature.lanczos import Eigenpairs, eigsh
-    from .errors import DeviceError, FileFormatError
-    from .info import info
-    from .objective import NetworkObjective, Objective
-    from .train import Fit, History, fit
-    from .vector import Vector
+if TYPE_CHECKING:  # what the two tables say, for those who cannot run them
+    from . import critical as critical
+    from . import curvature as curvature
+    from . import data as data
+    from . import errors as errors
+    from . import landscape as landscape
+    from . import nn as nn
+    from . import norm as norm
+    from . import objective as objective
+    from . import optim as optim
+    from . import report as report
+    from . import runs as runs
+    from . import surfaces as surfaces
+    from . import train as train
+    from . import vector as vector
+    from ._info import info as info
+    from ._native import num_threads as num_threads
+    from ._native import set_num_threads as set_num_threads
+    from .critical.classify import CriticalPoint as CriticalPoint
+    from .critical.classify import classify as classify
+    from .critical.escape import Escape as Escape
+    from .critical.escape import escape as escape
+    from .curvature.hessian import HessianOperator as HessianOperator
+    from .curvature.hessian import Verification as Verification
+    from .curvature.hessian import hessian as hessian
+    from .curvature.lanczos import Eigenpairs as Eigenpairs
+    from .curvature.lanczos import eigsh as eigsh
+    from .errors import DeviceError as DeviceError
+    from .errors import FileFormatError as FileFormatError
+    from .objective import NetworkObjective as NetworkObjective
+    from .objective import Objective as Objective
+    from .train import Fit as Fit
+    from .train import History as History
+    from .train import fit as fit
+    from .vector import Vector as Vector
 
 
 def __getattr__(name: str) -> Any:

@@ -63,7 +63,7 @@ def _app() -> Callable[..., Any]:
         from rich.console import Console
         from rich.table import Table
 
-        from .info import info as facts
+        from ._info import info as facts
 
         table = Table(show_header=False, box=None)
         for name, value in facts().items():

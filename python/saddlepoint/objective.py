@@ -137,8 +137,8 @@ class NetworkObjective:
         self._frozen = batch_norm == "frozen"
         if self._frozen and normalizes and params is None:
             raise ValueError(expected("params", "Parameters with running statistics", None))
-        if params is not None and params.buffers.dtype != self.dtype:
-            raise TypeError(expected("params", f"dtype {self.dtype}", params.buffers.dtype))
+        if params is not None:
+            check_params(params, net, self.dtype)
         self._buffers = None if params is None else on_device(params.buffers.copy(), device)
         self._x, self._y = on_device(features, device), on_device(targets, device)
         self._loss, self._batch_size, self._batch_norm = loss, batch_size, batch_norm
@@ -300,14 +300,17 @@ class NetworkLinearization:
         n = self._objective.size
         if len(v.shape) not in (1, 2) or v.shape[0] != n:
             raise ValueError(expected("v", f"shape ({n},) or ({n}, k)", tuple(v.shape)))
-        rows = v.T  # the core wants each direction contiguous: free in Fortran order
+        # The core wants each direction contiguous: free in Fortran order.
+        rows = v if len(v.shape) == 1 else v.T
         if isinstance(rows, np.ndarray):
             rows = np.ascontiguousarray(rows)
-        elif len(v.shape) == 2 and hasattr(rows, "contiguous"):
+        elif hasattr(rows, "contiguous"):
             rows = rows.contiguous()
+        elif isinstance(rows, Vector) and rows.order == "F" and rows.ndim == 2:
+            raise ValueError(expected("v", "a block in Fortran order", "C order"))
         out = empty_like(self._theta, tuple(rows.shape))
         self._product(rows, out)
-        return out.T if len(v.shape) == 2 else out
+        return out if len(v.shape) == 1 else out.T
 
     def _product(self, v: ArrayLike, out: ArrayLike) -> None:
         block = self._block_size()
@@ -324,6 +327,16 @@ class NetworkLinearization:
         """Directions whose tangents fit the memory budget together."""
         largest = max(self._passes.values(), key=lambda p: int(p.nbytes))
         return max(1, int(self._objective._budget // largest.tangent_nbytes(1)))
+
+
+def check_params(params: Parameters, net: Layer, dtype: np.dtype[Any]) -> None:
+    """Raise unless the parameters are those of a network, in one dtype."""
+    buffers = sum(entry.size for entry in net.buffer_table)
+    for name, array, n in (("theta", params.theta, net.size), ("buffers", params.buffers, buffers)):
+        if array.dtype != dtype:
+            raise TypeError(expected("params", f"{name} of dtype {dtype}", array.dtype))
+        if array.shape != (n,):
+            raise ValueError(expected("params", f"{name} of shape ({n},)", array.shape))
 
 
 def checked_inputs(x: Any, dtype: np.dtype[Any], net: Layer) -> NDArray[Any]:

@@ -15,10 +15,10 @@ from . import vector
 from ._native import module
 from .errors import expected
 from .nn import BatchNorm, Layer, Loss, Parameters
-from .objective import checked_inputs
+from .objective import check_params, checked_inputs
 from .optim import Adam, Optimizer, schedule
 from .progress import progress
-from .vector import ArrayLike, Vector, gather, on_device
+from .vector import ArrayLike, Vector, float_dtype, gather, on_device
 
 __all__ = ["Fit", "History", "accuracy", "fit", "predict"]
 
@@ -254,10 +254,15 @@ def fit(
     ('finished', True)
     """
     for name, count in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(count, (int, np.integer)):
+            raise TypeError(expected(name, "an int", type(count).__name__))
         if count < 1:
             raise ValueError(expected(name, "at least 1", count))
-    if params.theta.shape != (net.size,):
-        raise ValueError(expected("params", f"theta of shape ({net.size},)", params.theta.shape))
+    if not isinstance(net, Layer):
+        raise TypeError(expected("net", "a layer of saddlepoint.nn", type(net).__name__))
+    if not isinstance(loss, Loss):
+        raise TypeError(expected("loss", "a loss of saddlepoint.nn", type(loss).__name__))
+    check_params(params, net, float_dtype(params.theta.dtype, "params"))
     model = _Model(net, loss, params.copy(), device)
     x, y = model.place(data, "data")
     held_out = None if validation is None else model.place(validation, "validation")

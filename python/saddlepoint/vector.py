@@ -74,6 +74,10 @@ class Vector:
         order: str = "C",
     ) -> None:
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if any(n < 0 for n in self.shape):
+            raise ValueError(expected("shape", "no negative lengths", self.shape))
+        if order not in ("C", "F"):
+            raise ValueError(expected("order", "'C' or 'F'", repr(order)))
         self.dtype = float_dtype(dtype)
         self.device = device
         self.order = order
@@ -97,8 +101,12 @@ class Vector:
 
     def rows(self, rows: slice) -> Vector:
         """Consecutive rows of a C-ordered array, in the same memory."""
-        begin, end, _ = rows.indices(self.shape[0])
-        view = self._view((end - begin, *self.shape[1:]), self.order)
+        if self.order != "C" and self.ndim > 1:
+            raise ValueError(expected("rows", "an array in C order", "Fortran order"))
+        begin, end, step = rows.indices(self.shape[0])
+        if step != 1:
+            raise ValueError(expected("rows", "consecutive rows", f"a step of {step}"))
+        view = self._view((max(end - begin, 0), *self.shape[1:]), self.order)
         view._offset = self._offset + begin * math.prod(self.shape[1:])
         return view
 
@@ -143,8 +151,13 @@ class Vector:
         *,
         stream: int | None = None,
         max_version: tuple[int, int] | None = None,
-        **_: Any,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
     ) -> Any:
+        if dl_device is not None and dl_device != self.__dlpack_device__():
+            raise BufferError(expected("dl_device", self.__dlpack_device__(), dl_device))
+        if copy:
+            return self.copy().__dlpack__(stream=stream, max_version=max_version)
         fastest_first = self.shape[::-1] if self.order == "C" else self.shape
         strides = [math.prod(fastest_first[:i]) for i in range(self.ndim)]
         return self._buffer.dlpack(
@@ -187,8 +200,14 @@ def dot(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def norm(x: ArrayLike) -> float:
-    """Euclidean norm ‖x‖, summed in float64."""
-    return math.sqrt(dot(x, x))
+    """Euclidean norm ‖x‖, summed in float64, also where squares leave its range."""
+    square = dot(x, x)
+    if 1e-280 < square < math.inf or str(x.dtype).endswith("float32"):
+        return math.sqrt(square)
+    factor = 2.0**-600 if square > 1.0 else 2.0**600
+    scaled = copy(x)
+    scale(factor, scaled)
+    return math.sqrt(dot(scaled, scaled)) / factor
 
 
 def axpy(a: float, x: ArrayLike, y: ArrayLike) -> None:
@@ -218,6 +237,13 @@ def empty_like(x: ArrayLike, shape: int | tuple[int, ...] | None = None) -> Arra
     return np.empty(wanted, x.dtype)
 
 
+def in_float64(x: ArrayLike) -> ArrayLike:
+    """A copy in float64, of the same kind on the same device."""
+    if isinstance(x, Vector):
+        return Vector.from_numpy(x.numpy().astype(np.float64), x.device)
+    return x.double() if hasattr(x, "double") else x.astype(np.float64)
+
+
 def random(like: ArrayLike, rng: int | np.random.Generator | None = None) -> ArrayLike:
     """A standard normal vector of the kind of ``like``, drawn on the host so that devices agree."""
     drawn = np.random.default_rng(rng).standard_normal(tuple(like.shape))
@@ -234,4 +260,4 @@ def gather(x: ArrayLike) -> NDArray[Any]:
         return x.numpy()
     if device_of(x) == "cuda":
         return gather(x.cpu())
-    return np.array(np.from_dlpack(x))
+    return np.array(np.from_dlpack(x.detach() if hasattr(x, "detach") else x))

@@ -9,7 +9,7 @@ from . import Array
 
 def statistics(x: Array) -> tuple[Array, Array]:
     """The mean of each column and its biased variance, which normalizes in training."""
-    mean = x.mean(axis=0)
+    mean: Array = x.mean(axis=0)
     return mean, ((x - mean) ** 2).mean(axis=0)
 
 
@@ -18,7 +18,8 @@ def forward(
 ) -> Array:
     """y = γ h + β, h = (x − mean)/√(var + eps); by the running (mean, var) where they are given."""
     mean, variance = statistics(x) if running is None else running
-    return weight * (x - mean) / np.sqrt(variance + eps) + bias
+    y: Array = weight * (x - mean) / np.sqrt(variance + eps) + bias
+    return y
 
 
 def backward(

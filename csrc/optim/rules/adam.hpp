@@ -37,7 +37,7 @@ struct Adam {
 
     SP_HD void operator()(T& p, const T& gradient, T& m, T& v) const {
         const T g = decayed(s.sign * gradient, s.l2, p);
-        m = std::fma(s.c1, g - m, m);
+        m = toward(m, g, s.c1);
         v = std::fma(s.c2 * g, g, v * s.beta2);
         const T denominator = std::sqrt(v) / s.root_bc2 + s.eps;
         p = p * s.shrink - (s.rate * m) / denominator;
@@ -57,7 +57,7 @@ struct AmsGrad {
 
     SP_HD void operator()(T& p, const T& gradient, T& m, T& v, T& top) const {
         const T g = decayed(s.sign * gradient, s.l2, p);
-        m = std::fma(s.c1, g - m, m);
+        m = toward(m, g, s.c1);
         v = std::fma(s.c2 * g, g, v * s.beta2);
         top = top > v || top != top ? top : v;  // a NaN in either stays
         const T denominator = std::sqrt(top) / s.root_bc2 + s.eps;

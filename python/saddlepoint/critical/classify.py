@@ -133,10 +133,7 @@ def classify(
     >>> sp.classify(sp.surfaces.Saddle(), np.zeros(2)).kind  # 5x² − y²
     'saddle'
     """
-    H = hessian(objective, theta)
-    gradient_norm = norm(H.gradient)
-    if not np.isfinite(H.loss) or not np.isfinite(gradient_norm):
-        raise ValueError(expected("theta", "a finite loss and gradient", f"loss {H.loss}"))
+    H, gradient_norm = finite_hessian(objective, theta)
     eps = float(np.finfo(H.dtype).eps)
     exact = H.shape[0] <= _EXACT_UP_TO if exact is None else exact
     values, residuals, directions, converged = (
@@ -171,6 +168,16 @@ def classify(
         size=H.shape[0],
         products=H.products,
     )
+
+
+def finite_hessian(objective: Objective, theta: ArrayLike) -> tuple[HessianOperator, float]:
+    """H and ‖g‖ at θ; ValueError where loss or gradient are not finite."""
+    H = hessian(objective, theta)
+    gradient_norm = norm(H.gradient)
+    if not np.isfinite(H.loss) or not np.isfinite(gradient_norm):
+        got = f"loss {H.loss}, ‖g‖ {gradient_norm}"
+        raise ValueError(expected("theta", "a finite loss and gradient", got))
+    return H, gradient_norm
 
 
 # Values, residuals, the eigenvectors of the two ends, and whether they converged.

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..curvature import eigsh, hessian
+from ..curvature import eigsh
 from ..errors import expected
 from ..objective import Objective
-from ..vector import ArrayLike, axpy, copy, dot, gather
+from ..vector import ArrayLike, axpy, copy, dot, gather, norm, scale
+from .classify import finite_hessian
 
 __all__ = ["Escape", "escape"]
 
@@ -113,9 +114,9 @@ def escape(
 
     Notes
     -----
-    The step is doubled from 1e-3 max(1, ‖θ‖) while the loss falls, in the direction in which it
-    falls more, then the minimum is bracketed by golden section. To second order the loss drops by
-    ½|λ|s².
+    From the shortest step that shows above rounding, the step grows fourfold while the loss falls,
+    in the direction in which it falls more; then golden section finds the minimum in between. To
+    second order the loss drops by ½|λ|s².
 
     Examples
     --------
@@ -124,7 +125,7 @@ def escape(
     >>> round(abs(way.step), 3), round(way.loss_after, 6)
     (1.414, 0.0)
     """
-    H = hessian(objective, theta)
+    H, _ = finite_hessian(objective, theta)
     if direction is None:
         pairs = eigsh(H, 1, "SA", max_products=max_products, rng=rng, show_progress=show_progress)
         u = pairs.vectors[0]
@@ -132,11 +133,15 @@ def escape(
         u = H._like_theta(np.asarray(direction, H.dtype))
         if tuple(u.shape) != (H.shape[0],):
             raise ValueError(expected("direction", f"shape ({H.shape[0]},)", tuple(u.shape)))
+    length = norm(u)
+    if not 0.0 < length < math.inf:
+        raise ValueError(expected("direction", "a finite direction, not zero", f"norm {length}"))
+    u = copy(u)
+    scale(1.0 / length, u)
     hu = H @ u
-    length = dot(u, u)
-    eigenvalue = dot(u, hu) / length
+    eigenvalue = dot(u, hu)
     axpy(-eigenvalue, u, hu)
-    residual = math.sqrt(dot(hu, hu) / length)
+    residual = norm(hu)
     if not eigenvalue + residual < 0.0:
         raise ValueError(
             expected("theta", "negative curvature", f"λ_min = {eigenvalue:.3g} ± {residual:.1g}")
@@ -152,7 +157,10 @@ def escape(
             seen[s] = value if math.isfinite(value) else math.inf
         return seen[s]
 
-    step = _line_search(loss, 1e-3 * max(1.0, math.sqrt(dot(theta, theta))))
+    # The shortest step that shows: above the rounding of the loss, and of θ.
+    eps = float(np.finfo(H.dtype).eps)
+    shows = math.sqrt(200.0 * eps * abs(H.loss) / abs(eigenvalue))
+    step = _line_search(loss, max(shows, math.sqrt(eps) * max(1.0, norm(theta))))
     evaluations = len(seen) - 1
     for s in np.linspace(-1.5 * abs(step), 1.5 * abs(step), points):
         loss(float(s))
@@ -182,9 +190,9 @@ def _line_search(loss: Any, first: float) -> float:
     """The signed step at which the loss is least, in the direction in which it falls more."""
     sign = 1.0 if loss(first) <= loss(-first) else -1.0
     far = first
-    while loss(sign * 2.0 * far) < loss(sign * far) and far < 1e12 * first:
-        far *= 2.0
-    low, high = 0.0, 2.0 * far
+    while loss(sign * 4.0 * far) < loss(sign * far) and far < 1e12:
+        far *= 4.0
+    low, high = 0.0, 4.0 * far
     a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     while high - low > 1e-6 * high:
         if loss(sign * a) < loss(sign * b):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import expected
 from ..objective import Linearization, Objective
-from ..vector import ArrayLike, axpy, copy, dot, gather, norm, random, scale
+from ..vector import ArrayLike, axpy, copy, dot, gather, in_float64, norm, random, scale
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -131,8 +131,7 @@ class HessianOperator:
         objective, theta = self.objective, self.theta
         if self.dtype != np.float64 and hasattr(objective, "astype"):
             objective = objective.astype(np.float64)
-            theta = self._like_theta(gather(theta).astype(np.float64))
-            v = self._like_theta(gather(v).astype(np.float64))
+            theta, v = in_float64(theta), in_float64(v)
         eps = float(np.finfo(objective.dtype).eps)
         h = eps ** (1 / 3) * max(1.0, norm(theta))
         plus, minus = copy(theta), copy(theta)

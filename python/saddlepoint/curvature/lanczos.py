@@ -138,6 +138,7 @@ def eigsh(
     q = random(like, generator)
     scale(1.0 / norm(q), q)
     values, ritz = np.empty(0), np.empty((0, 0))
+    enough, block = k, 0  # vectors to take at least; where the present Krylov space begins
     with progress("Lanczos", budget, show_progress) as tick:
         while True:
             basis.append(q)
@@ -149,7 +150,7 @@ def eigsh(
             chosen = _wanted(len(values), k, which, values)
             largest = float(np.abs(values).max())
             tick(note=f"λ from {values[0]:.3g} to {values[-1]:.3g}")
-            done = len(basis) >= k and bool(
+            done = len(basis) >= enough and bool(
                 np.all(rest * np.abs(ritz[-1, chosen]) <= 0.5 * tol * largest)
             )
             exhausted = rest <= 10.0 * eps * largest * len(basis)
@@ -157,6 +158,9 @@ def eigsh(
                 break
             if exhausted:
                 # An invariant space: all its pairs are exact, others may lie outside of it.
+                # A fresh Krylov space has at most as many dimensions as this one, and holds the
+                # second copies of its eigenvalues.
+                enough, block = len(basis) + max(len(basis) - block, 1), len(basis)
                 q = random(like, generator)
                 _orthogonalize(q, basis)
                 scale(1.0 / norm(q), q)

@@ -156,6 +156,7 @@ class Layer:
             "inputs": inputs,
             "outputs": self.outputs(inputs),
             "parameters": self.size,
+            "buffers": sum(entry.size for entry in self.buffer_table),
         }
 
 
