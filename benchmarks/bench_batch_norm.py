@@ -105,7 +105,7 @@ def _torch(
         )
 
     # The graph remembers its running statistics, and refuses ones that have moved on.
-    saved, graph = native(), function(*learned, mean=mean.clone(), var=var.clone())
+    saved, graph = native(), function(*learned, *(a.clone() for a in (mean, var)))
 
     def forward_only(f: Callable[..., Any]) -> Callable[[], Any]:
         def call() -> Any:

@@ -116,17 +116,15 @@ def test_interrupted_rounds_are_dropped_where_enough_remain(share: int) -> None:
         assert found["dropped"] == 0
 
 
-def test_ratio_compares_like_with_like() -> None:
-    """A neighbour slows all rounds but six, and only ours is interrupted in most of those."""
+def test_interruptions_of_one_do_not_favour_the_other() -> None:
+    """Ours is never clean, so that theirs may not show its clean rounds alone."""
     machine = Machine()
-
-    def slowdown(visit: int) -> float:
-        return 1.0 if visit % 10 == 0 else 50.0
-
-    a = machine.work(0.01, slowdown, lambda visit: True)
-    b = machine.work(0.02, slowdown, lambda visit: visit % 10 != 0)
+    a = machine.work(0.01, lambda visit: 1.0 if visit % 3 else 50.0, lambda visit: True)
+    b = machine.work(
+        0.02, lambda visit: 50.0 if visit % 3 == 1 else 1.0, lambda visit: visit % 3 > 0
+    )
     report = runner.measure(Case("c", {}, [ours(a), theirs(b)], budget=1000.0), machine.meter())
-    assert entry(report, "theirs")["seconds"]["median"] == pytest.approx(0.02)
+    assert entry(report, "theirs")["dropped"] > 0
     assert report["ratios"]["ours"]["torch"]["ratio"] == pytest.approx(2.0)
 
 

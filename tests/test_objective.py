@@ -413,7 +413,10 @@ REFUSED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("params-dtype", {"net": NORM, "params": made(NORM, "float32")}, TypeError,
      "params: expected dtype float64, got float32"),
     ("params-of-another", {"net": NORM, "batch_norm": "frozen", "params": made(NET)}, ValueError,
-     "params: expected "),
+     "params: expected theta of shape (34,), got (26,)"),
+    ("params-without-buffers", {"net": NORM, "batch_norm": "frozen", "params": nn.Parameters(
+        made(NORM).theta, made(NET).buffers)}, ValueError,
+     "params: expected buffers of shape (9,), got (0,)"),
     ("batch-size", {"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
     ("one-row", {"net": NORM, "x": X[:1], "y": LABELS[:1]}, ValueError,
      "batch_size: expected at least 2 rows in each batch, for their variance, got 1"),
@@ -453,6 +456,8 @@ CALLS: list[tuple[str, Callable[[Any], object], type[Exception], str]] = [
      "v: expected shape (26,) or (26, k), got (25,)"),
     ("v-rows", lambda o: o.linearize(THETA).hvp(np.zeros((2, 26))), ValueError,
      "v: expected shape (26,) or (26, k), got (2, 26)"),
+    ("v-order", lambda o: o.linearize(Vector.from_numpy(THETA)).hvp(Vector((26, 2), "float64")),
+     ValueError, "v: expected a block in Fortran order, got C order"),
     ("v-dtype", lambda o: o.linearize(THETA).hvp(THETA.astype("f4")), TypeError,
      "v: expected dtype float64, got float32"),
 ]  # fmt: skip

@@ -429,7 +429,7 @@ def test_bad_input(changes: dict[str, Any], error: type[Exception], message: str
 
 
 def test_predict_refuses_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"theta: expected shape \(66,\), got \(65,\)"):
+    with pytest.raises(ValueError, match=r"params: expected theta of shape \(66,\), got \(65,\)"):
         predict(NET, nn.Parameters(PARAMS.theta[1:], PARAMS.buffers), X)
     with pytest.raises(ValueError, match=r"buffers.* shape \(30,\), got \(1,\)"):
         predict(NORMALIZED, nn.Parameters(RUNNING.theta, RUNNING.buffers[:1]), X)

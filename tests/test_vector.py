@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from torch.utils.dlpack import from_dlpack
 
 from saddlepoint import Vector, vector
 
@@ -116,7 +117,7 @@ def test_kinds_mix_and_nan_propagates() -> None:
     assert np.isnan(vector.dot(x, y))
 
 
-IMPORTS: dict[str, Callable[[Any], Any]] = {"numpy": np.from_dlpack, "torch": torch.from_dlpack}
+IMPORTS: dict[str, Callable[[Any], Any]] = {"numpy": np.from_dlpack, "torch": from_dlpack}
 imports = pytest.mark.parametrize("take", IMPORTS.values(), ids=IMPORTS)
 LAYOUTS: dict[str, Callable[[], Vector]] = {
     "1d": lambda: Vector.from_numpy(np.arange(5.0)),
@@ -180,7 +181,7 @@ def test_capsules_give_their_memory_back() -> None:
         x = Vector(1 << 20)  # 4 MiB, written to
         x.__dlpack__(max_version=version)  # nobody takes this capsule
         np.from_dlpack(x)
-        torch.from_dlpack(x)
+        from_dlpack(x)
 
     before = resident()
     for _ in range(20):

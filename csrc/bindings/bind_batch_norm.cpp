@@ -75,9 +75,11 @@ void bind(py::module_& m, const char* suffix) {
                   {"out", &y}, {"mean", &mean}, {"r", &r}};
               std::vector<std::pair<const char*, const Array*>> read{{"weight", &weight},
                                                                      {"bias", &bias}};
-              auto& running = training ? written : read;
-              running.emplace_back("running_mean", &running_mean);
-              running.emplace_back("running_var", &running_var);
+              if (running_mean.data) {
+                  auto& running = training ? written : read;
+                  running.emplace_back("running_mean", &running_mean);
+                  running.emplace_back("running_var", &running_var);
+              }
               if (training || y.data != x.data) read.emplace_back("x", &x);
               refuse_overlap(written, read);
               const py::gil_scoped_release release;

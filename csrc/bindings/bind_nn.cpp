@@ -30,9 +30,12 @@ LayerSpec layer_spec(const py::dict& d) {
 }
 
 NetworkSpec network_spec(const py::dict& d) {
-    return {layer_spec(py::cast<py::dict>(d["layers"])), py::cast<std::string>(d["loss"]),
-            py::cast<index>(d["inputs"]), py::cast<index>(d["outputs"]),
-            py::cast<index>(d["parameters"]), py::cast<index>(d["buffers"])};
+    return {layer_spec(py::cast<py::dict>(d["layers"])),
+            py::cast<std::string>(d["loss"]),
+            py::cast<index>(d["inputs"]),
+            py::cast<index>(d["outputs"]),
+            py::cast<index>(d["parameters"]),
+            py::cast<index>(d["buffers"])};
 }
 
 Level level_of(const std::string& name) {
@@ -81,9 +84,8 @@ class BoundPass {
         }
         Array theta_ = borrow(theta, "theta", Access::read, dtype, {spec_.parameters});
         if (!buffers.is_none()) {
-            buffers_ =
-                borrow(buffers, "buffers", update_buffers ? Access::write : Access::read, dtype,
-                       {spec_.buffers});
+            buffers_ = borrow(buffers, "buffers", update_buffers ? Access::write : Access::read,
+                              dtype, {spec_.buffers});
         }
         const bool wants_gradient = level_ != Level::value && !spec_.loss.empty();
         if (wants_gradient) {
@@ -102,9 +104,14 @@ class BoundPass {
         buffers_kept_ = std::move(buffers_);
     }
 
-    double loss() const { return pass_.loss(); }
+    double loss() const {
+        require_evaluated();
+        require_loss();
+        return pass_.loss();
+    }
 
     void output(const py::object& out) const {
+        require_evaluated();
         const Array out_ = borrow(out, "out", Access::write, dtype, {rows_, spec_.outputs});
         copy_on_device(current_stream(), out_.data, pass_.output(), out_.bytes());
     }
@@ -112,6 +119,8 @@ class BoundPass {
     // v and out are (n) or (directions, n).
     void product(const py::object& v, const py::object& out, bool accumulate) {
         require_evaluated();
+        require_loss();
+        require_level(Level::product);
         const Array v_ = directions(v, "v", Access::read, spec_.parameters);
         const Array out_ = directions(out, "out", Access::write, spec_.parameters);
         if (v_.shape != out_.shape) raise_value("out", "shape " + text(v_.shape), text(out_.shape));
@@ -123,6 +132,7 @@ class BoundPass {
 
     void backward(const py::object& dy, const py::object& gradient, const py::object& dx) {
         require_evaluated();
+        require_level(Level::gradient);
         const Array dy_ = borrow(dy, "dy", Access::read, dtype, {rows_, spec_.outputs});
         const Array g = borrow(gradient, "gradient", Access::write, dtype, {spec_.parameters});
         const Array dx_ = borrow(dx, "dx", Access::write, dtype, {rows_, spec_.inputs});
@@ -131,6 +141,7 @@ class BoundPass {
 
     void forward_tangent(const py::object& v, const py::object& xt, const py::object& yt) {
         require_evaluated();
+        require_level(Level::product);
         const Array v_ = directions(v, "v", Access::read, spec_.parameters);
         const index k = count(v_);
         const Array xt_ = borrow(xt, "xt", Access::read, dtype, {k, rows_, spec_.inputs});
@@ -141,6 +152,7 @@ class BoundPass {
 
     void backward_tangent(const py::object& dyt, const py::object& out, const py::object& dxt) {
         require_evaluated();
+        require_level(Level::product);
         const Array out_ = directions(out, "out", Access::write, spec_.parameters);
         const index k = count(out_);
         if (v_kept_.data == nullptr || count(v_kept_) != k) {
@@ -157,6 +169,15 @@ class BoundPass {
 
     void require_evaluated() const {
         if (!evaluated_) throw py::value_error("pass: expected evaluate() first, got none");
+    }
+    void require_loss() const {
+        if (spec_.loss.empty()) raise_value("loss", "a loss", "none");
+    }
+    void require_level(Level least) const {
+        if (level_ < least) {
+            raise_value("level", least == Level::product ? "product" : "gradient or product",
+                        "a lower one");
+        }
     }
     static index count(const Array& a) { return a.shape.size() == 1 ? 1 : a.shape[0]; }
     static Array directions(const py::object& o, const char* name, Access access, index columns) {

@@ -20,7 +20,7 @@ SP_FOR_EACH_ISA(SP_DECLARE)
 
 namespace SADDLEPOINT_ISA {
 
-constexpr int lanes = 16;  // independent sums, the same on every instruction set
+constexpr int lanes = 32;  // independent sums, the same on every instruction set
 
 template <class T>
 double dot_block(index n, const T* x, const T* y) {

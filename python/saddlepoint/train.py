@@ -79,7 +79,7 @@ class Fit:
     params : Parameters
     history : History
     stopped : str
-        "finished", "interrupted" (Ctrl-C) or "diverged" (a loss that is not finite).
+        "finished", "interrupted" (Ctrl-C) or "diverged" (a loss or parameter that is not finite).
     """
 
     params: Parameters
@@ -306,6 +306,8 @@ def fit(
                 tick(0, f"loss {mean:.4f}")
         except KeyboardInterrupt:
             stopped = "interrupted"
+    if not math.isfinite(vector.norm(model.theta)):
+        stopped = "diverged"
     return Fit(model.params(), records.history(), stopped)
 
 
@@ -333,6 +335,7 @@ def predict(net: Layer, params: Parameters, x: NDArray[Any], device: str = "cpu"
     >>> predict(net, net.init(0), np.ones((3, 2), np.float32)).ravel()
     array([0., 0., 0.], dtype=float32)
     """
+    check_params(params, net, float_dtype(params.theta.dtype, "params"))
     model = _Model(net, None, params, device)
     features = on_device(checked_inputs(x, model.dtype, net), device)
     return model.in_chunks(features, None)[1]

@@ -75,7 +75,7 @@ class Vector:
     ) -> None:
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if any(n < 0 for n in self.shape):
-            raise ValueError(expected("shape", "no negative lengths", self.shape))
+            raise ValueError(expected("shape", "lengths of at least 0", self.shape))
         if order not in ("C", "F"):
             raise ValueError(expected("order", "'C' or 'F'", repr(order)))
         self.dtype = float_dtype(dtype)

@@ -173,7 +173,8 @@ class Adam(Optimizer):
 
     ``weight_decay`` adds weight_decay·p to g. With ``amsgrad`` the largest v so far stands for v
     (Reddi, Kale & Kumar 2018, as PyTorch: the maximum of the raw v, corrected afterwards). In
-    float32 the bits of PyTorch's fused CPU kernel.
+    float32 the bits of PyTorch's fused CPU kernel, save for the last size mod 8 elements of a
+    tensor, which that kernel rounds otherwise than all others.
 
     Parameters
     ----------
