@@ -5,8 +5,8 @@
 SP_BEGIN
 
 // Adam (Kingma & Ba 2015, Algorithm 1) and AdamW (Loshchilov & Hutter 2019), as torch.optim; in
-// float the bits of PyTorch's fused CPU kernel (of its vector loop: in the last size mod 8 elements of
-// a tensor that one rounds v otherwise, by an ulp):
+// float the bits of PyTorch's fused CPU kernel (of its vector loop: in the last size mod 8 elements
+// of a tensor that one rounds v otherwise, by an ulp):
 //   m += (1 - beta1)(g - m),  v = beta2 v + (1 - beta2) g^2
 //   p = (1 - lr decoupled) p - (lr / bc1) m / (sqrt(v) / sqrt(bc2) + eps),  bc = 1 - beta^t
 template <class T>
