@@ -96,7 +96,7 @@ def _case(problem: _Problem, block: int, bar: float | None, options: Options) ->
         [Floor(flops, "flop", formula, tuple(r.name for r in roofs))],
         [Bar(GRAPH_KEPT, bar)] if bar and block == 1 else [],
         absent,
-        # Each is within 1e-6 of float64; a graph kept by PyTorch was once 3e-5 off in its last layer.
+        # Each is within 1e-6 of float64; a kept graph of PyTorch was once 3e-5 off.
         tolerance=1e-4,
         budget=options.budget(25.0),
     )

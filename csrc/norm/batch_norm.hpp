@@ -235,12 +235,12 @@ struct BackwardTangent {
 
 }  // namespace batch_norm
 
-#define SP_BATCH_NORM_MAPS(X)                                           \
-    X(batch_norm::Fill)                                                 \
-    X(batch_norm::Increment)                                            \
-    X(batch_norm::FrozenMoments)                                        \
-    X(batch_norm::Apply) X(batch_norm::Backward) X(batch_norm::Tangent) \
-        X(batch_norm::BackwardTangent)
+#define SP_BATCH_NORM_MAPS(X)    \
+    X(batch_norm::Fill)          \
+    X(batch_norm::Increment)     \
+    X(batch_norm::FrozenMoments) \
+    X(batch_norm::Apply)         \
+    X(batch_norm::Backward) X(batch_norm::Tangent) X(batch_norm::BackwardTangent)
 #define SP_BATCH_NORM_SUMS(X) \
     X(batch_norm::Moments)    \
     X(batch_norm::BackwardSums) X(batch_norm::TangentSums) X(batch_norm::BackwardTangentSums)
