@@ -80,5 +80,5 @@ def cases(options: Options) -> Iterator[Case]:
         floors,
         absent=absent,
         tolerance=1e-6,  # the fused kernels agree to the bit; the others round elsewhere
-        budget=options.budget(90.0),
+        budget=options.budget(60.0),
     )

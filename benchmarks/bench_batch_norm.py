@@ -50,7 +50,7 @@ def cases(options: Options) -> Iterator[Case]:
             ],
             absent=absent,
             tolerance=1e-4,  # sums over rows in another order; a float's eps grows with their root
-            budget=options.budget(40.0),
+            budget=options.budget(20.0),
         )
 
 
