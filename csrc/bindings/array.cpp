@@ -6,17 +6,10 @@ SP_BEGIN
 
 namespace {
 
-struct Layout {
-    Array array;
-    std::vector<index> strides;  // in elements
-    bool writable = true;
-    int device_type = dlpack::cpu, device_id = 0;
-};
-
 std::string type_of(const py::handle& object) { return Py_TYPE(object.ptr())->tp_name; }
 
 // NumPy's name of a dtype, spelled out here because asking Python for it costs a microsecond.
-std::string name_of(const py::dtype& type) {
+std::string numpy_name(const py::dtype& type) {
     const std::string bits = std::to_string(8 * type.itemsize());
     switch (type.kind()) {
         case 'f': return "float" + bits;
@@ -31,7 +24,7 @@ Layout from_numpy(const py::handle& object, const char* name) {
     const py::dtype type = a.dtype();
     Layout l;
     l.array.data = const_cast<void*>(a.data());
-    l.array.dtype = name_of(type);
+    l.array.dtype = numpy_name(type);
     if (type.byteorder() != '=' && type.byteorder() != '|') {
         raise_type(name, "native byte order", "swapped bytes");
     }
@@ -42,12 +35,6 @@ Layout from_numpy(const py::handle& object, const char* name) {
     l.array.owner = a;
     l.writable = a.writeable();
     return l;
-}
-
-std::string name_of(const dlpack::DataType& type) {
-    constexpr const char* kinds[] = {"int", "uint", "float", "void", "bfloat", "complex", "bool"};
-    if (type.lanes != 1 || type.code > 6) return "an unknown dtype";
-    return type.code == 6 ? "bool" : kinds[type.code] + std::to_string(type.bits);
 }
 
 Layout from_tensor(const dlpack::Tensor& tensor) {
@@ -133,6 +120,22 @@ const char* word(int type) {
 
 }  // namespace
 
+std::string name_of(const dlpack::DataType& type) {
+    constexpr const char* kinds[] = {"int", "uint", "float", "void", "bfloat", "complex", "bool"};
+    if (type.lanes != 1 || type.code > 6) return "an unknown dtype";
+    return type.code == 6 ? "bool" : kinds[type.code] + std::to_string(type.bits);
+}
+
+const dlpack::Exchange* exchange_of(const py::handle& object) {
+    const auto type =
+        py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())));
+    const py::object capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
+    if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
+    const auto* const api = static_cast<const dlpack::Exchange*>(
+        PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    return api->major == 1 && api->tensor_of ? api : nullptr;
+}
+
 void raise_type(const char* name, const std::string& wanted, const std::string& got) {
     throw py::type_error(std::string(name) + ": expected " + wanted + ", got " + got);
 }
@@ -153,7 +156,17 @@ index Array::bytes() const {
     return size() * (digit == std::string::npos ? 1 : std::stoi(dtype.substr(digit)) / 8);
 }
 
-Array borrow(const py::handle& object, const char* name, Access access) {
+void check_device(const dlpack::Device& device, const char* name) {
+    if (device.type == device_type() && device.id == 0) return;
+    if (std::string(word(device.type)) != device_word()) {
+        raise_type(name, std::string("device ") + device_word(), word(device.type));
+    }
+    if (device.type == dlpack::cuda && device.id != 0) {
+        raise_type(name, "device 0", "device " + std::to_string(device.id));
+    }
+}
+
+Layout inspect(const py::handle& object, const char* name) {
     Layout l;
     if (py::isinstance<py::array>(object)) {
         l = from_numpy(object, name);
@@ -162,12 +175,12 @@ Array borrow(const py::handle& object, const char* name, Access access) {
     } else {
         raise_type(name, "an array (NumPy or DLPack)", type_of(object));
     }
-    if (std::string(word(l.device_type)) != device_word()) {
-        raise_type(name, std::string("device ") + device_word(), word(l.device_type));
-    }
-    if (l.device_type == dlpack::cuda && l.device_id != 0) {
-        raise_type(name, "device 0", "device " + std::to_string(l.device_id));
-    }
+    check_device({l.device_type, l.device_id}, name);
+    return l;
+}
+
+Array borrow(const py::handle& object, const char* name, Access access) {
+    const Layout l = inspect(object, name);
     if (!contiguous(l)) raise_value(name, "a C-contiguous array", "strides " + text(l.strides));
     if (access == Access::write && !l.writable)
         raise_value(name, "a writable array", "a read-only one");

@@ -36,8 +36,18 @@ struct Array {
     }
 };
 
+// The same with any strides, in elements.
+struct Layout {
+    Array array;
+    std::vector<index> strides;
+    bool writable = true;
+    int device_type = dlpack::cpu, device_id = 0;
+};
+
 // Raises TypeError for a kind, dtype or device, ValueError for layout and writability, each as
 // "name: expected ..., got ...".
+Layout inspect(const py::handle& object, const char* name);
+void check_device(const dlpack::Device& device, const char* name);
 Array borrow(const py::handle& object, const char* name, Access access);
 Array borrow(const py::handle& object, const char* name, Access access, const std::string& dtype);
 Array borrow(const py::handle& object, const char* name, Access access, const std::string& dtype,
@@ -46,6 +56,11 @@ Array borrow(const py::handle& object, const char* name, Access access, const st
 // Raises ValueError when a written array shares memory with another one.
 void refuse_overlap(const std::vector<std::pair<const char*, const Array*>>& written,
                     const std::vector<std::pair<const char*, const Array*>>& read);
+
+// The table of functions by which a type hands out its tensors without Python objects in between
+// (DLPack 1.2; PyTorch from 2.10 on); null where it has none.
+const dlpack::Exchange* exchange_of(const py::handle& object);
+std::string name_of(const dlpack::DataType& type);
 
 [[noreturn]] void raise_type(const char* name, const std::string& wanted, const std::string& got);
 [[noreturn]] void raise_value(const char* name, const std::string& wanted, const std::string& got);
@@ -57,6 +72,8 @@ const char* device_word();
 
 // The stream that calls of this thread run on, and its DLPack integer: 0 on the CPU.
 Stream current_stream();
+// Another library's stream; on the CPU there is only one.
+Stream foreign_stream(std::uintptr_t handle);
 std::uintptr_t stream_handle(const Stream& stream);
 
 // Memory of ours, for a consumer on another stream: that stream waits for ours. False when there is

@@ -105,12 +105,14 @@ void bind_buffer(py::module_& m) {
              }),
              py::arg("nbytes"))
         .def_property_readonly("nbytes", &Buffer::bytes)
-        .def("copy_from",
-             [](Buffer& self, const py::array& x) {
-                 const Array a = host(x, "x");
-                 check_within(self, 0, a.bytes());
-                 copy_from_host(current_stream(), self.data(), a.data, a.bytes());
-             })
+        .def(
+            "copy_from",
+            [](Buffer& self, const py::array& x, index offset) {
+                const Array a = host(x, "x");
+                check_within(self, offset, a.bytes());
+                copy_from_host(current_stream(), at(self, offset), a.data, a.bytes());
+            },
+            py::arg("x"), py::arg("offset") = 0)
         .def("copy_to",
              [](const Buffer& self, py::array& out, index offset) {
                  const Array a = host(out, "out");

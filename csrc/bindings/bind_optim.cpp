@@ -1,146 +1,739 @@
-// A planned step: tensors and states are checked and laid out once, gradients at every step.
+// A planned step: parameters and states are checked and laid out once, and again where one of them
+// moved; gradients are checked at every step.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
 #include <memory>
+#include <numeric>
 
 #include "bindings/array.hpp"
 #include "bindings/bind.hpp"
-#include "optim/rules.hpp"
 #include "optim/update.hpp"
 
 SP_BEGIN
 
 namespace {
 
-// A rule on a list of tensors, whatever the scalar type.
-class Planned {
-   public:
-    virtual ~Planned() = default;
-    virtual void step(const py::sequence& gradients, const std::vector<double>& hyper,
-                      index step) = 0;
+struct RuleInfo {
+    const char* name;
+    int states;
+    std::vector<const char*> hyper;
+};
+#define SP_INFO(R) \
+    {R<float>::name, R<float>::states, {std::begin(R<float>::hyper), std::end(R<float>::hyper)}},
+const std::vector<RuleInfo>& rules() {
+    static const std::vector<RuleInfo> all{SP_RULES(SP_INFO)};
+    return all;
+}
+#undef SP_INFO
+
+// What an object's memory looks like at the moment, without taking hold of it.
+struct View {
+    void* data = nullptr;
+    dlpack::DataType dtype{};
+    std::vector<index> shape, strides;  // in elements
+
+    bool alike(const dlpack::Tensor& t) const {
+        if (t.ndim != int(shape.size()) || t.dtype.code != dtype.code ||
+            t.dtype.bits != dtype.bits) {
+            return false;
+        }
+        // A loop, since a call of memcmp costs more than the few comparisons.
+        bool same = true;
+        for (int a = 0; a < t.ndim; ++a) {
+            same = same && t.shape[a] == shape[a] && t.strides[a] == strides[a];
+        }
+        return same;
+    }
+    index size() const {
+        return std::accumulate(shape.begin(), shape.end(), index(1), std::multiplies<>());
+    }
+    index width() const { return dtype.bits / 8; }
+    // The bytes between its first and its last element.
+    std::pair<const char*, const char*> range() const {
+        const auto* begin = static_cast<const char*>(data);
+        if (size() == 0) return {begin, begin};
+        const char* end = begin + width();
+        for (std::size_t a = 0; a < shape.size(); ++a) {
+            const index reach = strides[a] * (shape[a] - 1) * width();
+            (reach < 0 ? begin : end) += reach;
+        }
+        return {begin, end};
+    }
 };
 
-template <class R>
-class PlannedRule final : public Planned {
-    using T = typename R::scalar;
+dlpack::DataType code_of(const std::string& name, const char* what) {
+    constexpr std::pair<const char*, dlpack::DataType> known[] = {{"float32", {2, 32, 1}},
+                                                                  {"float64", {2, 64, 1}},
+                                                                  {"bfloat16", {4, 16, 1}},
+                                                                  {"float16", {2, 16, 1}},
+                                                                  {"int16", {0, 16, 1}}};
+    for (const auto& [word, code] : known) {
+        if (name == word) return code;
+    }
+    raise_type(what, "dtype float32, float64, bfloat16 or float16", name);
+}
 
+Dtype dtype_of(const dlpack::DataType& type, const char* what) {
+    if (type.lanes == 1 && type.code == 2 && type.bits == 32) return Dtype::f32;
+    if (type.lanes == 1 && type.code == 2 && type.bits == 64) return Dtype::f64;
+    if (type.lanes == 1 && type.code == 4 && type.bits == 16) return Dtype::bf16;
+    if (type.lanes == 1 && type.code == 2 && type.bits == 16) return Dtype::f16;
+    raise_type(what, "dtype float32, float64, bfloat16 or float16", name_of(type));
+}
+
+// An array of a tensor: the object, and how it looked when it was laid out.
+struct Bound {
+    py::object object;
+    View view;
+    const dlpack::Exchange* exchange = nullptr;
+    py::object memory;   // keeps the memory, should the object be given other memory
+    bool valid = false;  // it was looked at and found good
+    explicit operator bool() const { return valid; }
+};
+
+// Looks at an object again; false when nothing but the address may have changed.
+bool look(Bound& bound, const char* name) {
+    if (bound.exchange) {
+        dlpack::Tensor t{};
+        if (bound.exchange->tensor_of(bound.object.ptr(), &t) != 0) throw py::error_already_set();
+        check_device(t.device, name);
+        bound.view.data = static_cast<char*>(t.data) + t.byte_offset;
+        if (bound.view.alike(t)) return false;
+        bound.view.dtype = t.dtype;
+        bound.view.shape.assign(t.shape, t.shape + t.ndim);
+        bound.view.strides.assign(t.strides, t.strides + t.ndim);
+        return true;
+    }
+    const Layout l = inspect(bound.object, name);
+    const dlpack::DataType dtype = code_of(l.array.dtype, name);
+    const bool same = bound.view.shape == l.array.shape && bound.view.strides == l.strides &&
+                      bound.view.dtype.code == dtype.code && bound.view.dtype.bits == dtype.bits;
+    bound.view = {l.array.data, dtype, l.array.shape, l.strides};
+    return !same;
+}
+
+Bound bind(const py::handle& object, const char* name, Access access) {
+    Bound bound;
+    bound.object = py::reinterpret_borrow<py::object>(object);
+    bound.exchange = exchange_of(object);
+    if (!bound.exchange && access == Access::write && !inspect(object, name).writable) {
+        raise_value(name, "a writable array", "a read-only one");
+    }
+    look(bound, name);
+    if (bound.exchange && py::hasattr(object, "detach")) {
+        bound.memory = object.attr("detach")();
+    }
+    bound.valid = true;
+    return bound;
+}
+
+// Whether no two elements of an array share memory, for strides that nest.
+bool dense_enough(const View& v) {
+    std::vector<std::pair<index, index>> axes;
+    for (std::size_t a = 0; a < v.shape.size(); ++a) {
+        if (v.shape[a] > 1) axes.emplace_back(std::abs(v.strides[a]), v.shape[a]);
+    }
+    std::sort(axes.begin(), axes.end());
+    index reach = 1;
+    for (const auto& [stride, extent] : axes) {
+        if (stride < reach) return false;
+        reach = stride * (extent - 1) + reach;
+    }
+    return true;
+}
+
+py::array numpy_view(const View& v) {
+    std::vector<py::ssize_t> strides;
+    for (index s : v.strides) strides.push_back(s * v.width());
+    const py::capsule base(v.data, [](void*) {});
+    return py::array(py::dtype("V" + std::to_string(v.width())),
+                     std::vector<py::ssize_t>(v.shape.begin(), v.shape.end()), strides, v.data,
+                     base);
+}
+
+bool share_memory(const View& a, const View& b) {
+    const auto [a0, a1] = a.range();
+    const auto [b0, b1] = b.range();
+    if (a0 == a1 || b0 == b1 || a1 <= b0 || b1 <= a0) return false;
+    // Their ranges meet; NumPy solves whether their elements do.
+    return py::cast<bool>(
+        py::module_::import("numpy").attr("shares_memory")(numpy_view(a), numpy_view(b)));
+}
+
+// All memory that a step writes, in order of address.
+class Written {
    public:
-    PlannedRule(std::vector<Array> params, std::vector<std::vector<Array>> states)
-        : params_(std::move(params)), states_(std::move(states)), tensors_(params_.size()) {
-        for (std::size_t i = 0; i < params_.size(); ++i) {
-            tensors_[i] = {params_[i].template as<T>(), nullptr, {}, params_[i].size()};
-            for (int s = 0; s < R::states; ++s)
-                tensors_[i].state[s] = states_[i][s].template as<T>();
+    void clear() { pieces_.clear(); }
+    void add(const View& view, const char* name) {
+        const auto [begin, end] = view.range();
+        if (begin != end) pieces_.push_back({begin, end, &view, name});
+    }
+    // Raises ValueError where two pieces share memory.
+    void settle() {
+        std::sort(pieces_.begin(), pieces_.end(),
+                  [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
+        nested_ = false;
+        for (std::size_t i = 0; i + 1 < pieces_.size(); ++i) {
+            for (std::size_t j = i + 1; j < pieces_.size() && pieces_[j].begin < pieces_[i].end;
+                 ++j) {
+                nested_ = true;
+                refuse(pieces_[i], *pieces_[j].view, pieces_[j].name);
+            }
         }
     }
-
-    void step(const py::sequence& gradients, const std::vector<double>& hyper,
-              index step) override {
-        if (gradients.size() != params_.size()) {
-            raise_value("grads", std::to_string(params_.size()) + " arrays",
-                        std::to_string(gradients.size()));
+    void refuse_sharing(const View& view, const char* name) const {
+        const auto [begin, end] = view.range();
+        if (begin == end) return;
+        if (nested_) {
+            for (const Piece& piece : pieces_) refuse(piece, view, name);
+            return;
         }
-        std::vector<Array> borrowed;
-        borrowed.reserve(params_.size());
-        std::vector<std::pair<const char*, const Array*>> written, read;
-        for (std::size_t i = 0; i < params_.size(); ++i) {
-            borrowed.push_back(
-                borrow(gradients[i], "grads", Access::read, dtype_name<T>(), params_[i].shape));
-            written.emplace_back("params", &params_[i]);
-            for (const Array& s : states_[i]) written.emplace_back("state", &s);
-        }
-        for (const Array& g : borrowed) read.emplace_back("grads", &g);
-        refuse_overlap(written, read);
-        for (std::size_t i = 0; i < params_.size(); ++i) {
-            tensors_[i].gradient = borrowed[i].template as<T>();
-        }
-        const py::gil_scoped_release release;
-        update(current_stream(), R(hyper.data(), step), tensors_);
+        auto at = std::partition_point(pieces_.begin(), pieces_.end(),
+                                       [b = begin](const Piece& p) { return p.end <= b; });
+        for (; at != pieces_.end() && at->begin < end; ++at) refuse(*at, view, name);
     }
 
    private:
-    std::vector<Array> params_;
-    std::vector<std::vector<Array>> states_;
-    std::vector<Tensor<T>> tensors_;
+    struct Piece {
+        const char *begin, *end;
+        const View* view;
+        const char* name;
+    };
+    static void refuse(const Piece& piece, const View& other, const char* name) {
+        if (share_memory(*piece.view, other)) {
+            raise_value(piece.name, "memory of its own", std::string("an overlap with ") + name);
+        }
+    }
+    std::vector<Piece> pieces_;
+    bool nested_ = false;  // ranges meet, though no elements do
+};
+
+struct Entry {
+    Bound p, gradient, ema, copy, remainder;
+    std::vector<Bound> states;
+    bool ready = false;    // its states are there
+    bool laid = false;     // and it was laid out as it is
+    bool matrix = false;   // numbered in C order; states have shapes of their own
+    bool stepped = false;  // it has a gradient in this step
+    const PyTypeObject* gradient_type = nullptr;
+    py::object source;  // the dictionary that the states stand in, if any, and their keys there
+    std::vector<py::object> keys;
+    // Of the layout.
+    std::vector<index> extents, logical;
+    std::array<std::vector<index>, 5 + max_states> strides;
 };
 
 class Update {
    public:
-    Update(const std::string& rule, const py::sequence& params, const py::sequence& states) {
-        const std::string dtype =
-            params.size() ? borrow(params[0], "params", Access::read).dtype : "float32";
-        if (dtype != "float32" && dtype != "float64") {
-            raise_type("params", "dtype float32 or float64", dtype);
+    Update(const py::sequence& params, const std::vector<std::string>& rule_names,
+           const std::vector<int>& rows, const std::vector<index>& ids)
+        : entries_(params.size()), tensors_(params.size()), stepper_(params.size()) {
+        if (rule_names.size() != params.size() || rows.size() != params.size() ||
+            ids.size() != params.size()) {
+            raise_value("params", "a rule, a row and a number each", "other lengths");
         }
-        std::vector<Array> p;
-        std::vector<std::vector<Array>> s(params.size());
-        std::vector<std::pair<const char*, const Array*>> written;
-        for (const auto& param : params) {
-            p.push_back(borrow(param, "params", Access::write, dtype));
+        for (std::size_t i = 0; i < entries_.size(); ++i) {
+            Entry& e = entries_[i];
+            e.p = bind(params[i], "params", Access::write);
+            (void)dtype_of(e.p.view.dtype, "params");
+            Tensor& t = tensors_[i];
+            t.rule = rule_number(rule_names[i]);
+            t.hyper = rows[i];
+            t.id = ids[i];
+            e.matrix = t.rule == int(RuleId::Adafactor) || t.rule == int(RuleId::Muon);
+            e.ready = rules()[t.rule].states == 0 && !e.matrix;
+            rows_ = std::max(rows_, rows[i] + 1);
+            lay_out(i);
         }
-        for (std::size_t i = 0; i < p.size(); ++i) {
-            for (const auto& state : py::cast<py::sequence>(states[i])) {
-                s[i].push_back(borrow(state, "state", Access::write, dtype, p[i].shape));
-            }
-        }
-        for (std::size_t i = 0; i < p.size(); ++i) {
-            written.emplace_back("params", &p[i]);
-            for (const Array& state : s[i]) written.emplace_back("state", &state);
-        }
-        refuse_overlap(written, {});
-        const auto make = [&](auto rule32, auto rule64) {
-            using R32 = typename decltype(rule32)::type;
-            using R64 = typename decltype(rule64)::type;
-            for (const auto& list : s) {
-                if (list.size() != R32::states) {
-                    raise_value("state", std::to_string(R32::states) + " arrays a parameter",
-                                std::to_string(list.size()));
-                }
-            }
-            names_.assign(std::begin(R32::hyper), std::end(R32::hyper));
-            if (dtype == "float32") {
-                planned_ = std::make_unique<PlannedRule<R32>>(std::move(p), std::move(s));
-            } else {
-                planned_ = std::make_unique<PlannedRule<R64>>(std::move(p), std::move(s));
-            }
-        };
-#define SP_MAKE(R) \
-    if (!planned_ && rule == R<float>::name) make(Type<R<float>>{}, Type<R<double>>{});
-        SP_RULES(SP_MAKE)
-#undef SP_MAKE
-        if (!planned_) raise_value("rule", "the name of an update rule", rule);
+        moved_ = true;
+        settle();
     }
 
-    void step(const py::sequence& gradients, const py::dict& hyper, index step) const {
-        std::vector<double> values;
-        for (const char* name : names_) {
-            if (!hyper.contains(name))
-                raise_value("hyper", std::string("a value of ") + name, "none");
-            values.push_back(py::cast<double>(hyper[name]));
+    // The arrays beside parameter i. `source` is the dictionary that the states are entries of,
+    // under `keys`: where it holds others by the next step, they are asked for again.
+    void bind_arrays(std::size_t i, const py::sequence& states, const py::object& ema,
+                     const py::object& copy, const py::object& remainder, const py::object& source,
+                     const py::sequence& keys) {
+        Entry& e = entries_.at(i);
+        const RuleInfo& rule = rules()[tensors_[i].rule];
+        if (!e.matrix && int(states.size()) != rule.states) {
+            raise_value("states", std::to_string(rule.states) + " arrays",
+                        std::to_string(states.size()));
         }
-        if (step < 1) raise_value("step", "at least 1", std::to_string(step));
-        planned_->step(gradients, values, step);
+        Entry made;
+        const bool wide = e.p.view.dtype.bits == 64;
+        for (const auto& state : states) {
+            Bound b = bind(state, "state", Access::write);
+            if (!e.matrix) check_shape(b, e, "state");
+            const Dtype dtype = dtype_of(b.view.dtype, "state");
+            // Rules on matrices read their sums directly.
+            const bool sums = tensors_[i].rule == int(RuleId::Adafactor);
+            if ((dtype == Dtype::f64) != wide || (sums && dtype != Dtype::f32 && !wide)) {
+                raise_type("state", wide ? "dtype float64" : "dtype float32",
+                           name_of(b.view.dtype));
+            }
+            made.states.push_back(std::move(b));
+        }
+        const auto optional = [&](const py::object& object, const char* name) {
+            if (object.is_none()) return Bound{};
+            Bound b = bind(object, name, Access::write);
+            check_shape(b, e, name);
+            return b;
+        };
+        made.ema = optional(ema, "ema");
+        made.copy = optional(copy, "copies");
+        if (made.ema) (void)dtype_of(made.ema.view.dtype, "ema");
+        if (made.copy) (void)dtype_of(made.copy.view.dtype, "copies");
+        made.remainder = optional(remainder, "remainder");
+        if (made.remainder &&
+            (made.remainder.view.dtype.code != 0 || made.remainder.view.dtype.bits != 16)) {
+            raise_type("remainder", "dtype int16", name_of(made.remainder.view.dtype));
+        }
+        if (made.remainder && dtype_of(e.p.view.dtype, "params") != Dtype::bf16) {
+            raise_type("params", "dtype bfloat16 for a master of 32 bits", name_of(e.p.view.dtype));
+        }
+        e.states = std::move(made.states);
+        e.ema = std::move(made.ema);
+        e.copy = std::move(made.copy);
+        e.remainder = std::move(made.remainder);
+        e.source = source;
+        e.keys.clear();
+        for (const auto& key : keys) e.keys.push_back(py::reinterpret_borrow<py::object>(key));
+        e.ready = true;
+        lay_out(i);
+        moved_ = true;
     }
+
+    // Takes the gradients of the next step: a sequence with None where there is none, or None for
+    // the parameters' own `.grad`. Gives the parameters whose arrays are missing; nothing may be
+    // run before they are bound and the gradients taken again.
+    std::vector<std::size_t> collect(const py::object& grads, bool zero) {
+        const bool own = grads.is_none();
+        py::object fast;
+        if (!own) {
+            fast = py::reinterpret_steal<py::object>(PySequence_Fast(grads.ptr(), "grads"));
+            if (!fast) throw py::error_already_set();
+            const auto count = std::size_t(PySequence_Fast_GET_SIZE(fast.ptr()));
+            if (count != entries_.size()) {
+                raise_value("grads", std::to_string(entries_.size()) + " arrays",
+                            std::to_string(count));
+            }
+        }
+        std::vector<std::size_t> missing;
+        all_stepped_ = true;
+        collected_ = false;
+        ++ticks_;
+        for (std::size_t i = 0; i < entries_.size(); ++i) {
+            Entry& e = entries_[i];
+            py::object g =
+                own ? py::reinterpret_steal<py::object>(
+                          PyObject_GetAttr(e.p.object.ptr(), grad_name_.ptr()))
+                    : py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(fast.ptr(), i));
+            if (!g) throw py::error_already_set();
+            e.stepped = !g.is_none();
+            if (!e.stepped) {
+                tensors_[i].gradient.data = nullptr;
+                all_stepped_ = false;
+                continue;
+            }
+            const dlpack::DataType dtype = e.p.view.dtype;
+            const bool changed = look(e.p, "params");
+            const bool moved = changed || !e.laid || e.p.view.data != tensors_[i].p.data;
+            if (moved) {
+                e.laid = false;
+                if (name_of(e.p.view.dtype) != name_of(dtype)) {
+                    const dlpack::DataType now = std::exchange(e.p.view.dtype, dtype);
+                    raise_type("params", "dtype " + name_of(dtype), name_of(now));
+                }
+                check_layouts(e);
+                lay_out(i);
+                moved_ = true;
+            }
+            const bool closely = moved || (i + ticks_) % 16 == 0;
+            if (!e.ready || !states_stand(e, i, closely)) {
+                e.ready = false;
+                missing.push_back(i);
+                continue;
+            }
+            take_gradient(e, i, std::move(g));
+        }
+        if (!missing.empty()) {
+            release();
+            return missing;
+        }
+        settle();
+        // Gradients at their old places were compared with what is written before.
+        for (std::size_t i = 0; i < entries_.size(); ++i) {
+            const Entry& e = entries_[i];
+            if (!e.stepped || (e.gradient.view.data == checked_[i] && e.gradient.view.data)) {
+                continue;
+            }
+            written_.refuse_sharing(e.gradient.view, "grads");
+            checked_[i] = e.gradient.view.data;
+        }
+        if (zero) refuse_shared_gradients();
+        collected_ = true;
+        return missing;
+    }
+
+    // Runs the step on what was collected. `hyper` has a row of numbers for each row that the
+    // parameters name.
+    void run(const std::vector<std::vector<double>>& hyper, double unscale,
+             std::optional<double> max_norm, bool check, bool zero, double ema_weight,
+             std::optional<std::uint64_t> seed, const py::sequence& rates, const py::object& scale,
+             const py::object& found_inf, std::optional<std::uintptr_t> stream) {
+        if (!collected_) raise_value("grads", "gradients collected before a step", "none");
+        if (int(hyper.size()) < rows_) {
+            raise_value("hyper", std::to_string(rows_) + " rows", std::to_string(hyper.size()));
+        }
+        std::vector<double> rows(hyper.size() * max_hyper);
+        for (std::size_t r = 0; r < hyper.size(); ++r) {
+            if (hyper[r].size() > max_hyper) {
+                raise_value("hyper", "at most 12 numbers a row", std::to_string(hyper[r].size()));
+            }
+            std::copy(hyper[r].begin(), hyper[r].end(), rows.begin() + r * max_hyper);
+        }
+        StepOptions options;
+        options.unscale = unscale;
+        options.norm = max_norm.has_value() || check;
+        options.max_norm = max_norm.value_or(INFINITY);
+        options.check = check;
+        options.zero = zero;
+        options.ema_weight = ema_weight;
+        options.random = seed.has_value();
+        options.seed = seed.value_or(0);
+        std::vector<py::object> held;
+        options.scale = scalar(scale, "scale", held);
+        options.found_inf = scalar(found_inf, "found_inf", held);
+        std::vector<Scalar> scalars;
+        for (const auto& rate : rates) scalars.push_back(scalar(rate, "lr", held));
+        {
+            const py::gil_scoped_release unlocked;
+            stepper_.step(stream ? foreign_stream(*stream) : current_stream(), tensors_, rows,
+                          scalars, options);
+        }
+        release();
+    }
+
+    // Shape, strides of a dense array in the parameter's order of axes, and dtype of parameter i.
+    py::tuple dense(std::size_t i) const {
+        check_number(i);
+        const View& p = entries_[i].p.view;
+        std::vector<std::size_t> order(p.shape.size());
+        std::iota(order.begin(), order.end(), std::size_t(0));
+        if (!entries_[i].matrix) {
+            std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+                return std::abs(p.strides[a]) > std::abs(p.strides[b]);
+            });
+        }
+        std::vector<index> strides(p.shape.size());
+        index stride = 1;
+        for (std::size_t k = order.size(); k-- > 0;) {
+            strides[order[k]] = stride;
+            stride *= p.shape[order[k]];
+        }
+        return py::make_tuple(py::tuple(py::cast(p.shape)), py::tuple(py::cast(strides)),
+                              name_of(p.dtype));
+    }
+
+    bool all_stepped() const { return all_stepped_; }
+    std::vector<std::size_t> stepped() const {
+        std::vector<std::size_t> which;
+        for (std::size_t i = 0; i < entries_.size(); ++i) {
+            if (entries_[i].stepped) which.push_back(i);
+        }
+        return which;
+    }
+
+    py::tuple clock(std::size_t i) const {
+        check_number(i);
+        const Clock c = stepper_.clock(i);
+        return py::make_tuple(c.steps, std::vector<double>(c.carry, c.carry + max_carried));
+    }
+    void set_clock(std::size_t i, index steps, const std::vector<double>& carry) {
+        check_number(i);
+        if (steps < 0) raise_value("steps", "at least 0", std::to_string(steps));
+        Clock c;
+        c.steps = steps;
+        std::copy_n(carry.begin(), std::min<std::size_t>(carry.size(), max_carried), c.carry);
+        stepper_.set_clock(i, c);
+    }
+    double norm() const { return stepper_.norm(); }
+    bool skipped() const { return stepper_.skipped(); }
 
    private:
-    template <class R>
-    struct Type {
-        using type = R;
-    };
-    std::vector<const char*> names_;
-    std::unique_ptr<Planned> planned_;
+    // A tensor of one element that lies on our device; None for none.
+    static Scalar scalar(const py::handle& object, const char* name,
+                         std::vector<py::object>& held) {
+        if (object.is_none()) return {};
+        const Array a = borrow(object, name, Access::read);
+        if (a.dtype != "float32" && a.dtype != "float64") {
+            raise_type(name, "dtype float32 or float64", a.dtype);
+        }
+        if (a.size() != 1) raise_value(name, "one number", text(a.shape));
+        held.push_back(a.owner);
+        return {a.data, a.dtype == "float64"};
+    }
+
+    static int rule_number(const std::string& name) {
+        for (std::size_t r = 0; r < rules().size(); ++r) {
+            if (name == rules()[r].name) return int(r);
+        }
+        raise_value("rule", "the name of an update rule", name);
+    }
+
+    void check_number(std::size_t i) const {
+        if (i >= entries_.size()) {
+            raise_value("i", "below " + std::to_string(entries_.size()), std::to_string(i));
+        }
+    }
+
+    static void check_shape(const Bound& b, const Entry& e, const char* name) {
+        if (b.view.shape != e.p.view.shape) {
+            raise_value(name, "shape " + text(e.p.view.shape), text(b.view.shape));
+        }
+        if (!dense_enough(b.view)) {
+            raise_value(name, "elements that share no memory", "strides " + text(b.view.strides));
+        }
+    }
+
+    static void check_layouts(const Entry& e) {
+        for (const Bound& s : e.states) {
+            if (!e.matrix) check_shape(s, e, "state");
+        }
+        for (const auto& [b, name] : {std::pair(&e.ema, "ema"), std::pair(&e.copy, "copies"),
+                                      std::pair(&e.remainder, "remainder")}) {
+            if (*b) check_shape(*b, e, name);
+        }
+    }
+
+    // Whether the states are the ones that were bound and, where we look closely, at their places.
+    // To look costs more than to update a small tensor, so each is looked at where its parameter
+    // moved, and else at every sixteenth step; the old memory is kept alive until then.
+    bool states_stand(Entry& e, std::size_t i, bool closely) {
+        for (std::size_t k = 0; k < e.states.size(); ++k) {
+            Bound& s = e.states[k];
+            if (e.source && !e.source.is_none()) {
+                if (PyDict_GetItem(e.source.ptr(), e.keys[k].ptr()) != s.object.ptr()) return false;
+            }
+            if (s.exchange == nullptr || !closely) continue;
+            if (look(s, "state") || s.view.data != tensors_[i].state[k].data) return false;
+        }
+        return true;
+    }
+
+    void take_gradient(Entry& e, std::size_t i, py::object g) {
+        Bound& b = e.gradient;
+        const bool same_type = e.gradient_type == Py_TYPE(g.ptr());
+        if (!same_type) {
+            b.exchange = exchange_of(g);
+            e.gradient_type = Py_TYPE(g.ptr());
+        }
+        b.object = std::move(g);
+        bool changed = true;
+        try {
+            changed = look(b, "grads");
+        } catch (py::error_already_set&) {
+            if (py::cast<bool>(py::getattr(b.object, "is_sparse", py::bool_(false)))) {
+                raise_type("grads", "a dense array", "a sparse one");
+            }
+            throw;
+        }
+        if (changed || !b.valid) {
+            b.valid = false;
+            const Dtype dtype = dtype_of(b.view.dtype, "grads");
+            const bool wide = e.p.view.dtype.bits == 64;
+            if ((dtype == Dtype::f64) != wide) {
+                raise_type("grads", "dtype " + name_of(e.p.view.dtype), name_of(b.view.dtype));
+            }
+            if (b.view.shape != e.p.view.shape) {
+                raise_value("grads", "shape " + text(e.p.view.shape), text(b.view.shape));
+            }
+            b.valid = true;
+            lay_out(i);
+            checked_[i] = nullptr;
+        }
+        // An empty tensor may have no address.
+        tensors_[i].gradient.data = b.view.data ? b.view.data : &nothing_;
+    }
+
+    void refuse_shared_gradients() const {
+        Written gradients;
+        for (const Entry& e : entries_) {
+            if (!e.stepped) continue;
+            if (!dense_enough(e.gradient.view)) {
+                raise_value("grads", "elements that share no memory",
+                            "strides " + text(e.gradient.view.strides));
+            }
+            gradients.add(e.gradient.view, "grads");
+        }
+        gradients.settle();
+    }
+
+    // Compares all that is written, once it has moved.
+    void settle() {
+        if (!moved_) return;
+        written_.clear();
+        for (const Entry& e : entries_) {
+            if (!dense_enough(e.p.view)) {
+                raise_value("params", "elements that share no memory",
+                            "strides " + text(e.p.view.strides));
+            }
+            written_.add(e.p.view, "params");
+            for (const Bound& s : e.states) written_.add(s.view, "state");
+            if (e.ema) written_.add(e.ema.view, "ema");
+            if (e.copy) written_.add(e.copy.view, "copies");
+            if (e.remainder) written_.add(e.remainder.view, "remainder");
+        }
+        written_.settle();
+        checked_.assign(entries_.size(), nullptr);
+        moved_ = false;
+    }
+
+    // Orders the axes as the parameter lies in memory, merges those that are one for every array,
+    // and leaves out the strides of arrays that lie alike.
+    void lay_out(std::size_t i) {
+        Entry& e = entries_[i];
+        Tensor& t = tensors_[i];
+        struct Piece {
+            const Bound* bound;
+            Strided* strided;
+        };
+        std::vector<Piece> pieces{{&e.p, &t.p},
+                                  {&e.gradient, &t.gradient},
+                                  {&e.ema, &t.ema},
+                                  {&e.copy, &t.copy},
+                                  {&e.remainder, &t.remainder}};
+        for (std::size_t k = 0; k < e.states.size(); ++k) {
+            pieces.push_back({&e.states[k], &t.state[k]});
+        }
+        e.laid = true;
+        t.size = e.p.view.size();
+        const View& p = e.p.view;
+        std::vector<std::size_t> order;
+        for (std::size_t a = 0; a < p.shape.size(); ++a) {
+            if (p.shape[a] != 1) order.push_back(a);
+        }
+        std::vector<index> c_strides(p.shape.size());
+        index stride = 1;
+        for (std::size_t a = p.shape.size(); a-- > 0;) {
+            c_strides[a] = stride;
+            stride *= p.shape[a];
+        }
+        if (!e.matrix) {
+            std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+                return std::abs(p.strides[a]) > std::abs(p.strides[b]);
+            });
+        }
+        const auto whole = [&](const Piece& piece) {
+            return *piece.bound && piece.bound->view.shape == p.shape;
+        };
+        // An axis joins the one outside it where every array steps over both as over one.
+        std::vector<std::vector<std::size_t>> axes;
+        for (std::size_t a : order) {
+            bool joins = !axes.empty();
+            for (const Piece& piece : pieces) {
+                if (!joins || !whole(piece)) continue;
+                const auto& s = piece.bound->view.strides;
+                joins = s[axes.back().back()] == s[a] * p.shape[a];
+            }
+            joins = joins && c_strides[axes.back().back()] == c_strides[a] * p.shape[a];
+            if (joins) {
+                axes.back().push_back(a);
+            } else {
+                axes.push_back({a});
+            }
+        }
+        e.extents.clear();
+        for (const auto& axis : axes) {
+            index extent = 1;
+            for (std::size_t a : axis) extent *= p.shape[a];
+            e.extents.push_back(extent);
+        }
+        if (e.extents.empty()) e.extents.push_back(1);
+        const auto strides_of = [&](const std::vector<index>& s, std::vector<index>& out) {
+            out.clear();
+            for (const auto& axis : axes) out.push_back(s[axis.back()]);
+            if (out.empty()) out.push_back(1);
+            index linear = 1;
+            bool is_linear = true;
+            for (std::size_t a = e.extents.size(); a-- > 0;) {
+                is_linear = is_linear && out[a] == linear;
+                linear *= e.extents[a];
+            }
+            return is_linear;
+        };
+        t.axes = int(e.extents.size());
+        t.extents = e.extents.data();
+        t.logical = strides_of(c_strides, e.logical) || t.size == 0 ? nullptr : e.logical.data();
+        for (std::size_t k = 0; k < pieces.size(); ++k) {
+            const auto& [bound, strided] = pieces[k];
+            if (!*bound) {
+                *strided = {};
+                continue;
+            }
+            const View& v = bound->view;
+            strided->data = v.data ? v.data : &nothing_;
+            strided->dtype = v.dtype.code == 0 ? Dtype::i16 : dtype_of(v.dtype, "state");
+            const bool linear =
+                t.size == 0 || !whole({bound, strided}) || strides_of(v.strides, e.strides[k]);
+            strided->strides = linear ? nullptr : e.strides[k].data();
+        }
+        if (e.matrix) {
+            const std::size_t d = p.shape.size();
+            t.rows = d > 1 ? p.shape[d - 2] : 1;
+            t.columns = d > 0 ? p.shape[d - 1] : 1;
+            t.batch = t.size == 0 ? 0 : t.size / (t.rows * t.columns);
+        }
+    }
+
+    void release() {
+        for (Entry& e : entries_) e.gradient.object = py::object();
+    }
+
+    std::vector<Entry> entries_;
+    std::vector<Tensor> tensors_;
+    Stepper stepper_;
+    Written written_;
+    std::vector<const void*> checked_;  // where each gradient was when it was last compared
+    int rows_ = 0;
+    std::size_t ticks_ = 0;
+    bool moved_ = true, all_stepped_ = true, collected_ = false;
+    char nothing_ = 0;
+    py::str grad_name_ = py::reinterpret_steal<py::str>(PyUnicode_InternFromString("grad"));
 };
 
 }  // namespace
 
 void bind_optim(py::module_& m) {
     py::class_<Update>(m, "Update", py::module_local())
-        .def(py::init<const std::string&, const py::sequence&, const py::sequence&>(),
-             py::arg("rule"), py::arg("params"), py::arg("states"))
-        .def("step", &Update::step, py::arg("grads"), py::arg("hyper"), py::arg("step"));
-    py::dict states;
-#define SP_STATES(R) states[R<float>::name] = R<float>::states;
-    SP_RULES(SP_STATES)
-#undef SP_STATES
-    m.attr("rules") = states;
+        .def(py::init<const py::sequence&, const std::vector<std::string>&, const std::vector<int>&,
+                      const std::vector<index>&>(),
+             py::arg("params"), py::arg("rules"), py::arg("rows"), py::arg("ids"))
+        .def("bind", &Update::bind_arrays, py::arg("i"), py::arg("states"),
+             py::arg("ema") = py::none(), py::arg("copy") = py::none(),
+             py::arg("remainder") = py::none(), py::arg("source") = py::none(),
+             py::arg("keys") = py::tuple())
+        .def("collect", &Update::collect, py::arg("grads"), py::arg("zero") = false)
+        .def("run", &Update::run, py::arg("hyper"), py::arg("unscale") = 1.0,
+             py::arg("max_norm") = py::none(), py::arg("check") = false, py::arg("zero") = false,
+             py::arg("ema_weight") = 0.0, py::arg("seed") = py::none(),
+             py::arg("rates") = py::tuple(), py::arg("scale") = py::none(),
+             py::arg("found_inf") = py::none(), py::arg("stream") = py::none())
+        .def("dense", &Update::dense, py::arg("i"))
+        .def_property_readonly("all_stepped", &Update::all_stepped)
+        .def("stepped", &Update::stepped)
+        .def("clock", &Update::clock, py::arg("i"))
+        .def("set_clock", &Update::set_clock, py::arg("i"), py::arg("steps"), py::arg("carry"))
+        .def_property_readonly("norm", &Update::norm)
+        .def_property_readonly("skipped", &Update::skipped);
+    py::dict table;
+    for (const RuleInfo& rule : rules()) {
+        table[rule.name] = py::make_tuple(rule.states, py::cast(rule.hyper));
+    }
+    m.attr("rules") = table;
 }
 
 SP_END

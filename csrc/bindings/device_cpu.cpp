@@ -11,6 +11,7 @@ SP_BEGIN
 int device_type() { return dlpack::cpu; }
 const char* device_word() { return "cpu"; }
 Stream current_stream() { return {}; }
+Stream foreign_stream(std::uintptr_t) { return {}; }
 std::uintptr_t stream_handle(const Stream&) { return 0; }
 bool lend(const Stream&, std::intptr_t) { return false; }
 void take_back() noexcept {}

@@ -1,4 +1,4 @@
-// The ABI of DLPack 1.0 (github.com/dmlc/dlpack, include/dlpack/dlpack.h), as far as it is used.
+// The ABI of DLPack 1 (github.com/dmlc/dlpack, include/dlpack/dlpack.h), as far as it is used.
 #pragma once
 
 #include <cstdint>
@@ -36,5 +36,17 @@ struct ManagedVersioned {
     Tensor tensor;
 };
 constexpr std::uint64_t read_only = 1;
+
+// DLPackExchangeAPI. `tensor_of` fills in what a Python object owns and keeps: 0, or -1 with an
+// exception set.
+struct Exchange {
+    std::uint32_t major, minor;
+    Exchange* previous;
+    void* allocate;
+    void* managed_of;
+    void* to_python;
+    int (*tensor_of)(void* object, Tensor* out);
+    int (*current_stream)(std::int32_t device_type, std::int32_t device_id, void** out);
+};
 
 }  // namespace dlpack

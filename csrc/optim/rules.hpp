@@ -1,7 +1,61 @@
 // Every rule, once: a new one is a file in rules/ and a word here.
 #pragma once
 
+#include "optim/rules/adadelta.hpp"
+#include "optim/rules/adafactor.hpp"
+#include "optim/rules/adagrad.hpp"
 #include "optim/rules/adam.hpp"
+#include "optim/rules/adamax.hpp"
+#include "optim/rules/adan.hpp"
+#include "optim/rules/asgd.hpp"
+#include "optim/rules/lamb.hpp"
+#include "optim/rules/lion.hpp"
+#include "optim/rules/muon.hpp"
+#include "optim/rules/nadam.hpp"
+#include "optim/rules/radam.hpp"
+#include "optim/rules/rmsprop.hpp"
+#include "optim/rules/rprop.hpp"
 #include "optim/rules/sgd.hpp"
 
-#define SP_RULES(X) X(Sgd) X(SgdMomentum) X(Adam) X(AmsGrad)
+#define SP_RULES(X)            \
+    X(Sgd)                     \
+    X(SgdMomentum)             \
+    X(Adagrad)                 \
+    X(RmsProp)                 \
+    X(RmsPropMomentum)         \
+    X(RmsPropCentered)         \
+    X(RmsPropCenteredMomentum) \
+    X(Adam)                    \
+    X(AmsGrad)                 \
+    X(Rprop)                   \
+    X(Adadelta)                \
+    X(Adamax)                  \
+    X(NAdam)                   \
+    X(RAdam)                   \
+    X(Asgd)                    \
+    X(Lion)                    \
+    X(Adan)                    \
+    X(Lamb)                    \
+    X(Adafactor)               \
+    X(AdafactorGradient)       \
+    X(Muon)                    \
+    X(MuonMomentum)
+
+SP_BEGIN
+
+// A rule's scalars lie in a block of this size.
+constexpr std::size_t rule_bytes = 128;
+
+// Rules that need norms of a whole tensor between two passes over it.
+template <class R, class = void>
+constexpr bool by_norms = false;
+template <class R>
+constexpr bool by_norms<R, decltype(void(R::by_norms))> = true;
+
+enum class RuleId : int {
+#define SP_ID(R) R,
+    SP_RULES(SP_ID)
+#undef SP_ID
+};
+
+SP_END

@@ -1,77 +1,658 @@
 #include "optim/update.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "core/isa.hpp"
-#include "optim/rules.hpp"
+#include "core/philox.hpp"
+#include "optim/adafactor.hpp"
+#include "optim/muon.hpp"
 
 SP_BEGIN
 
-#define SP_DECLARE(isa)                                                                     \
-    namespace isa {                                                                         \
-    template <class R>                                                                      \
-    void update_piece(const R&, const Tensor<typename R::scalar>&, index begin, index end); \
+namespace {
+
+// Sums of squares go over slabs of this size, in lanes: both are fixed, so the bits are.
+constexpr index slab = 16384, lanes = 256;
+
+}  // namespace
+
+#define SP_DECLARE(isa)                                                                        \
+    namespace isa {                                                                            \
+    void update_piece(const Part&, double factor, const StepOptions&, index begin, index end); \
+    void prepare_piece(const Part&, double factor, index begin, index end, double* sums);      \
+    double squares(const Tensor&, const Strided&, index begin, index end);                     \
     }
 SP_FOR_EACH_ISA(SP_DECLARE)
 #undef SP_DECLARE
 
 namespace SADDLEPOINT_ISA {
 
-template <class R, class T, std::size_t... I>
-SP_HD void update_line(const R& rule, const Tensor<T>& tensor, index begin, index end,
-                       std::index_sequence<I...>) {
-    const R r = rule;
-    T* const p = tensor.p;
-    const T* const g = tensor.gradient;
-    [[maybe_unused]] T* const state[] = {tensor.state[I]..., nullptr};
+// Elements worked on at once: an array of them is 4 KB and stays in the first cache.
+template <class T>
+constexpr index chunk = 4096 / sizeof(T);
+
+template <class T>
+struct Type {
+    using type = T;
+};
+
+template <class F>
+void with_type(Dtype dtype, F&& f) {
+    switch (dtype) {
+        case Dtype::f32: return f(Type<float>{});
+        case Dtype::f64: return f(Type<double>{});
+        case Dtype::bf16: return f(Type<bfloat16>{});
+        default: return f(Type<float16>{});
+    }
+}
+
+template <class T>
+constexpr Dtype dtype_of = sizeof(T) == 8 ? Dtype::f64 : Dtype::f32;
+
+// The array itself, where it can be worked on in place.
+template <class T>
+T* in_place(const Strided& o, index begin) {
+    return o.strides || o.dtype != dtype_of<T> ? nullptr : static_cast<T*>(o.data) + begin;
+}
+
+// Calls f(i, where element begin + i lies) for i below n, as loops over runs along the innermost
+// axis.
+template <class F>
+SP_HD void for_elements(const Tensor& t, const index* strides, index begin, index n, F&& f) {
+    if (!strides) {
+        for (index i = 0; i < n; ++i) f(i, begin + i);
+        return;
+    }
+    constexpr int most_axes = 64;  // NumPy's and PyTorch's limit
+    index position[most_axes], offset = 0;
+    for (int a = t.axes - 1; a >= 0; --a) {
+        position[a] = begin % t.extents[a];
+        begin /= t.extents[a];
+        offset += position[a] * strides[a];
+    }
+    const int last = t.axes - 1;
+    const index stride = strides[last];
+    for (index done = 0; done < n;) {
+        const index count = std::min(n - done, t.extents[last] - position[last]);
+        for (index i = 0; i < count; ++i) f(done + i, offset + i * stride);
+        done += count;
+        offset += count * stride;
+        position[last] += count;
+        for (int a = last; a > 0 && position[a] == t.extents[a]; --a) {
+            position[a] = 0;
+            ++position[a - 1];
+            offset += strides[a - 1] - t.extents[a] * strides[a];
+        }
+    }
+}
+
+template <class T>
+void load(const Tensor& t, const Strided& o, index begin, index n, T* out) {
+    with_type(o.dtype, [&](auto type) {
+        using S = typename decltype(type)::type;
+        const S* const data = static_cast<const S*>(o.data);
+        for_elements(t, o.strides, begin, n,
+                     [=](index i, index at) { out[i] = T(widen(data[at])); });
+    });
+}
+
+template <class S, class T>
+SP_HD S narrowed(T x) {
+    if constexpr (sizeof(S) == 8) {
+        return S(x);
+    } else {
+        return rounded<S>(float(x));
+    }
+}
+
+// `random` is null or 16 bits an element.
+template <class T>
+void store(const Tensor& t, const Strided& o, index begin, index n, const T* x,
+           const std::uint16_t* random) {
+    with_type(o.dtype, [&](auto type) {
+        using S = typename decltype(type)::type;
+        S* const data = static_cast<S*>(o.data);
+        if (random && sizeof(S) == 2) {
+            for_elements(t, o.strides, begin, n, [=](index i, index at) {
+                data[at] = rounded_randomly<S>(float(x[i]), random[i]);
+            });
+        } else {
+            for_elements(t, o.strides, begin, n,
+                         [=](index i, index at) { data[at] = narrowed<S>(x[i]); });
+        }
+    });
+}
+
+void load_joined(const Tensor& t, index begin, index n, float* out) {
+    const auto* const high = static_cast<const bfloat16*>(t.p.data);
+    const auto* const low = static_cast<const std::int16_t*>(t.remainder.data);
+    std::int16_t bits[chunk<float>];
+    for_elements(t, t.remainder.strides, begin, n,
+                 [=, &bits](index i, index at) { bits[i] = low[at]; });
+    for_elements(t, t.p.strides, begin, n,
+                 [=, &bits](index i, index at) { out[i] = joined(high[at], bits[i]); });
+}
+
+void store_split(const Tensor& t, index begin, index n, const float* x) {
+    auto* const high = static_cast<bfloat16*>(t.p.data);
+    auto* const low = static_cast<std::int16_t*>(t.remainder.data);
+    for_elements(t, t.remainder.strides, begin, n,
+                 [=](index i, index at) { low[at] = low_part(x[i]); });
+    for_elements(t, t.p.strides, begin, n, [=](index i, index at) { high[at] = high_part(x[i]); });
+}
+
+void clear(const Tensor& t, const Strided& o, index begin, index n) {
+    const index width = bytes_of(o.dtype);
+    auto* const data = static_cast<char*>(o.data);
+    if (!o.strides) {
+        std::memset(data + begin * width, 0, n * width);
+        return;
+    }
+    for_elements(t, o.strides, begin, n,
+                 [=](index, index at) { std::memset(data + at * width, 0, width); });
+}
+
+// Random bits of the elements: field 0 is the parameter's, those after it the states'.
+template <index n_most>
+void draw(const Part& part, const StepOptions& options, index begin, index n,
+          std::uint16_t (*out)[n_most]) {
+    const Tensor& t = *part.tensor;
+    alignas(64) index logical[n_most];
+    index* const elements = logical;
+    for_elements(t, t.logical, begin, n, [=](index i, index at) { elements[i] = at; });
+    for (index i = 0; i < n; ++i) {
+        const auto element = std::uint64_t(logical[i]);
+        const Philox r = philox({{std::uint32_t(element), std::uint32_t(element >> 32),
+                                  std::uint32_t(part.step), std::uint32_t(t.id)}},
+                                options.seed);
+        static_assert(max_states <= 7, "a draw has eight fields of 16 bits");
+        for (int f = 0; f <= max_states; ++f) {
+            out[f][i] = std::uint16_t(r.word[f / 2] >> (16 * (f % 2)));
+        }
+    }
+}
+
+template <class R, std::size_t... I>
+void apply_to(const void* rule, typename R::scalar* p, const typename R::scalar* g,
+              typename R::scalar* const* state, index n, std::index_sequence<I...>) {
+    using T = typename R::scalar;
+    const R r = *static_cast<const R*>(rule);
+    [[maybe_unused]] T* const states[] = {state[I]..., nullptr};
 #pragma GCC ivdep
-    for (index i = begin; i < end; ++i) r(p[i], g[i], state[I][i]...);
+    for (index i = 0; i < n; ++i) r(p[i], g[i], states[I][i]...);
 }
 
 template <class R>
-void update_piece(const R& rule, const Tensor<typename R::scalar>& tensor, index begin, index end) {
-    update_line(rule, tensor, begin, end, std::make_index_sequence<R::states>());
+void apply(const void* rule, typename R::scalar* p, const typename R::scalar* g,
+           typename R::scalar* const* state, index n) {
+    static_assert(sizeof(R) <= rule_bytes && R::states <= max_states, "a rule's limits");
+    apply_to<R>(rule, p, g, state, n, std::make_index_sequence<R::states>());
 }
 
-#define SP_INSTANTIATE(R)                                                            \
-    template void update_piece(const R<float>&, const Tensor<float>&, index, index); \
-    template void update_piece(const R<double>&, const Tensor<double>&, index, index);
-SP_RULES(SP_INSTANTIATE)
-#undef SP_INSTANTIATE
+template <class T>
+using Apply = void (*)(const void*, T*, const T*, T* const*, index);
+#define SP_APPLY(R) &apply<R<T>>,
+template <class T>
+constexpr Apply<T> applies[] = {SP_RULES(SP_APPLY)};
+#undef SP_APPLY
+#define SP_COUNT(R) R<float>::states,
+constexpr int states_of[] = {SP_RULES(SP_COUNT)};
+#undef SP_COUNT
+
+// The operands of a chunk, in place or in scratch.
+template <class T>
+struct Loaded {
+    T *p, *state[max_states];
+    const T* g;
+};
+
+template <class T>
+struct Scratch {
+    alignas(64) T p[chunk<T>], g[chunk<T>], other[chunk<T>], state[max_states][chunk<T>];
+    alignas(64) std::uint16_t random[1 + max_states][chunk<T>];
+};
+
+template <class T>
+T* loaded(const Tensor& t, const Strided& o, index begin, index n, T* scratch) {
+    if (T* const here = in_place<T>(o, begin)) return here;
+    load(t, o, begin, n, scratch);
+    return scratch;
+}
+
+template <class T>
+Loaded<T> load_all(const Tensor& t, T factor, index begin, index n, Scratch<T>& s) {
+    Loaded<T> l;
+    l.p = s.p;
+    if (t.remainder.data) {
+        if constexpr (sizeof(T) == 4) load_joined(t, begin, n, s.p);
+    } else {
+        l.p = loaded(t, t.p, begin, n, s.p);
+    }
+    T* const g = loaded(t, t.gradient, begin, n, s.g);
+    l.g = g;
+    if (factor != T(1)) {
+        for (index i = 0; i < n; ++i) s.g[i] = g[i] * factor;
+        l.g = s.g;
+    }
+    for (int k = 0; k < states_of[t.rule]; ++k)
+        l.state[k] = loaded(t, t.state[k], begin, n, s.state[k]);
+    return l;
+}
+
+template <class T>
+void store_back(const Tensor& t, const Strided& o, index begin, index n, const T* x,
+                const std::uint16_t* random) {
+    if (in_place<T>(o, begin) == nullptr) store(t, o, begin, n, x, random);
+}
+
+template <class T>
+void store_states(const Tensor& t, index begin, index n, const Loaded<T>& l,
+                  std::uint16_t (*random)[chunk<T>]) {
+    for (int k = 0; k < states_of[t.rule]; ++k) {
+        store_back(t, t.state[k], begin, n, l.state[k], random ? random[1 + k] : nullptr);
+    }
+}
+
+template <class T>
+void update_typed(const Part& part, T factor, const StepOptions& options, index begin, index end) {
+    const Tensor& t = *part.tensor;
+    const Apply<T> apply = applies<T>[t.rule];
+    bool plain = factor == T(1) && !options.zero && !t.ema.data && !t.copy.data &&
+                 !t.remainder.data && in_place<T>(t.p, 0) && in_place<T>(t.gradient, 0);
+    bool rounds = !t.remainder.data && bytes_of(t.p.dtype) == 2;
+    T* state[max_states] = {};
+    for (int k = 0; k < states_of[t.rule]; ++k) {
+        state[k] = in_place<T>(t.state[k], begin);
+        plain = plain && state[k];
+        rounds = rounds || bytes_of(t.state[k].dtype) == 2;
+    }
+    if (plain) {
+        apply(part.rule, in_place<T>(t.p, begin), in_place<T>(t.gradient, begin), state,
+              end - begin);
+        return;
+    }
+    Scratch<T> s;
+    for (index at = begin; at < end; at += chunk<T>) {
+        const index n = std::min(chunk<T>, end - at);
+        const Loaded<T> l = load_all(t, factor, at, n, s);
+        apply(part.rule, l.p, l.g, l.state, n);
+        std::uint16_t (*random)[chunk<T>] = nullptr;
+        if (options.random && rounds) {
+            draw(part, options, at, n, s.random);
+            random = s.random;
+        }
+        store_states(t, at, n, l, random);
+        if (t.ema.data) {
+            T* const average = loaded(t, t.ema, at, n, s.other);
+            const auto weight = T(options.ema_weight);
+            for (index i = 0; i < n; ++i) average[i] = toward(average[i], l.p[i], weight);
+            store_back<T>(t, t.ema, at, n, average, nullptr);
+        }
+        if (t.copy.data) store<T>(t, t.copy, at, n, l.p, nullptr);
+        if (!t.remainder.data) {
+            store_back<T>(t, t.p, at, n, l.p, random ? random[0] : nullptr);
+        } else if constexpr (sizeof(T) == 4) {
+            store_split(t, at, n, l.p);
+        }
+        if (options.zero) clear(t, t.gradient, at, n);
+    }
+}
+
+void update_piece(const Part& part, double factor, const StepOptions& options, index begin,
+                  index end) {
+    if (part.tensor->p.dtype == Dtype::f64) {
+        update_typed<double>(part, factor, options, begin, end);
+    } else {
+        update_typed<float>(part, float(factor), options, begin, end);
+    }
+}
+
+// Lane i mod `lanes` takes element i. The square of a float is exact in double.
+template <class T>
+void add_squares(double* lane, const T* x, index n) {
+    for (index at = 0; at < n; at += lanes) {
+        const index count = std::min(lanes, n - at);
+        for (index i = 0; i < count; ++i) {
+            const double value = x[at + i];
+            if constexpr (sizeof(T) == 8) {
+                lane[i] = std::fma(value, value, lane[i]);
+            } else {
+                lane[i] = lane[i] + value * value;
+            }
+        }
+    }
+}
+
+// Lanes past the elements are zero and would change nothing.
+double folded(double* lane, index n) {
+    index width = 1;
+    while (width < lanes && width < n) width *= 2;
+    for (index half = width / 2; half > 0; half /= 2) {
+        for (index i = 0; i < half; ++i) lane[i] += lane[i + half];
+    }
+    return lane[0];
+}
+
+template <class T>
+double squares_typed(const Tensor& t, const Strided& o, index begin, index end) {
+    alignas(64) double lane[lanes];
+    alignas(64) T scratch[chunk<T>];
+    std::fill_n(lane, std::min(lanes, 2 * (end - begin)), 0.0);
+    for (index at = begin; at < end; at += chunk<T>) {
+        const index n = std::min(chunk<T>, end - at);
+        if constexpr (sizeof(T) == 4) {
+            if (t.remainder.data && o.data == t.p.data) {
+                load_joined(t, at, n, scratch);
+                add_squares(lane, scratch, n);
+                continue;
+            }
+        }
+        add_squares(lane, loaded(t, o, at, n, scratch), n);
+    }
+    return folded(lane, end - begin);
+}
+
+double squares(const Tensor& t, const Strided& o, index begin, index end) {
+    return o.dtype == Dtype::f64 ? squares_typed<double>(t, o, begin, end)
+                                 : squares_typed<float>(t, o, begin, end);
+}
+
+template <class R>
+void prepare_typed(const Part& part, typename R::scalar factor, index begin, index end,
+                   double* sums) {
+    using T = typename R::scalar;
+    const Tensor& t = *part.tensor;
+    const R r = *static_cast<const R*>(part.rule);
+    Scratch<T> s;
+    alignas(64) double lane[2][lanes] = {};
+    for (index at = begin; at < end; at += chunk<T>) {
+        const index n = std::min(chunk<T>, end - at);
+        const Loaded<T> l = load_all(t, factor, at, n, s);
+        T* const m = l.state[0];
+        T* const v = l.state[1];
+#pragma GCC ivdep
+        for (index i = 0; i < n; ++i) s.other[i] = r.prepare(l.p[i], l.g[i], m[i], v[i]);
+        add_squares(lane[0], l.p, n);
+        add_squares(lane[1], s.other, n);
+        store_states<T>(t, at, n, l, nullptr);
+    }
+    for (int k = 0; k < 2; ++k) sums[k] = folded(lane[k], lanes);
+}
+
+// The one rule by norms is LAMB.
+void prepare_piece(const Part& part, double factor, index begin, index end, double* sums) {
+    if (part.tensor->p.dtype == Dtype::f64) {
+        prepare_typed<Lamb<double>>(part, factor, begin, end, sums);
+    } else {
+        prepare_typed<Lamb<float>>(part, float(factor), begin, end, sums);
+    }
+}
 
 }  // namespace SADDLEPOINT_ISA
 
 #if defined(SADDLEPOINT_ISA_IS_BASE)
 
-// Each thread takes an equal, contiguous share of all elements, whatever tensors they lie in.
-template <class R>
-void update(const Stream& stream, const R& rule,
-            const std::vector<Tensor<typename R::scalar>>& tensors) {
-    constexpr index line = 64;  // shares begin at multiples of this, to keep vectors whole
+namespace {
+
+index slabs_of(index size) { return (size + slab - 1) / slab; }
+
+#define SP_FLAG(R) by_norms<R<float>>,
+constexpr bool needs_norms[] = {SP_RULES(SP_FLAG)};
+#undef SP_FLAG
+
+// Calls f(part, begin, end, number) for the pieces of `each` elements that a member owns: equal,
+// contiguous shares of all of them, whatever tensors they lie in.
+template <class F>
+void for_share(const Context& context, const std::vector<Part>& parts, index each, F&& f) {
     index total = 0;
-    for (const auto& tensor : tensors) total += (tensor.size + line - 1) / line;
-    run(stream, double(total * line) * (2 + R::states), [&](const Context& context) {
-        const Range mine = context.share(total);
-        index at = 0;
-        for (const auto& tensor : tensors) {
-            const index lines = (tensor.size + line - 1) / line;
-            const index begin = std::max(mine.begin - at, index(0)) * line;
-            const index end = std::min((mine.end - at) * line, tensor.size);
-            if (begin < end) {
-                const auto piece = [&] { SP_PICK_ISA(update_piece, rule, tensor, begin, end); };
-                piece();
+    for (const Part& part : parts) total += (part.tensor->size + each - 1) / each;
+    const Range mine = context.share(total);
+    index at = 0;
+    for (const Part& part : parts) {
+        const index pieces = (part.tensor->size + each - 1) / each;
+        const index begin = std::max(mine.begin - at, index(0));
+        const index end = std::min(mine.end - at, pieces);
+        if (begin < end) f(part, begin * each, std::min(end * each, part.tensor->size), at + begin);
+        at += pieces;
+        if (at >= mine.end) break;
+    }
+}
+
+double work_of(const std::vector<Part>& parts) {
+    double work = 0.0;
+    for (const Part& part : parts) work += double(part.tensor->size);
+    return 4.0 * work;
+}
+
+// The scalars of a rule, in the type that the tensor is worked on.
+template <template <class> class R>
+void build(bool wide, void* out, const double* h, index step, double* carry) {
+    if (wide) {
+        new (out) R<double>(h, step, carry);
+    } else {
+        new (out) R<float>(h, step, carry);
+    }
+}
+using Build = void (*)(bool, void*, const double*, index, double*);
+#define SP_BUILD(R) &build<R>,
+constexpr Build builds[] = {SP_RULES(SP_BUILD)};
+#undef SP_BUILD
+
+double value(const Scalar& s) {
+    return s.wide ? *static_cast<const double*>(s.data) : *static_cast<const float*>(s.data);
+}
+
+struct Block {
+    alignas(16) unsigned char bytes[rule_bytes];
+};
+
+double sum_of_squares(const Stream& stream, const std::vector<Part>& parts) {
+    index count = 0;
+    for (const Part& part : parts) count += slabs_of(part.tensor->size);
+    std::vector<double> partial(count);
+    run(stream, work_of(parts), [&](const Context& context) {
+        for_share(context, parts, slab,
+                  [&](const Part& part, index begin, index end, index number) {
+                      for (index at = begin; at < end; at += slab, ++number) {
+                          const auto squares = [&] {
+                              SP_PICK_ISA(squares, *part.tensor, part.tensor->gradient, at,
+                                          std::min(at + slab, end));
+                          };
+                          partial[number] = squares();
+                      }
+                  });
+    });
+    double sum = 0.0;
+    for (double p : partial) sum += p;
+    return sum;
+}
+
+void set_norms(const Part& part, const double* sums) {
+    double p2 = 0.0, r2 = 0.0;
+    for (index s = 0; s < slabs_of(part.tensor->size); ++s) {
+        p2 += sums[2 * s];
+        r2 += sums[2 * s + 1];
+    }
+    if (part.tensor->p.dtype == Dtype::f64) {
+        static_cast<Lamb<double>*>(part.rule)->set_norms(p2, r2);
+    } else {
+        static_cast<Lamb<float>*>(part.rule)->set_norms(p2, r2);
+    }
+}
+
+}  // namespace
+
+void sweep(const Stream& stream, const std::vector<Part>& parts, double factor,
+           const StepOptions& options) {
+    constexpr index line = 64;  // pieces begin at multiples of this, to keep vectors whole
+    std::vector<Part> by_norms;
+    index slabs = 0;
+    for (const Part& part : parts) {
+        if (!needs_norms[part.tensor->rule]) continue;
+        by_norms.push_back(part);
+        slabs += slabs_of(part.tensor->size);
+    }
+    std::vector<double> sums(2 * slabs);
+    run(stream, work_of(parts), [&](const Context& context) {
+        if (slabs > 0) {
+            const auto prepare = [&](const Part& part, index begin, index end, index number) {
+                for (index at = begin; at < end; at += slab, ++number) {
+                    const auto piece = [&] {
+                        SP_PICK_ISA(prepare_piece, part, factor, at, std::min(at + slab, end),
+                                    &sums[2 * number]);
+                    };
+                    piece();
+                }
+            };
+            for_share(context, by_norms, slab, prepare);
+            context.sync();
+            if (context.rank == 0) {
+                const double* at = sums.data();
+                for (const Part& part : by_norms) {
+                    set_norms(part, at);
+                    at += 2 * slabs_of(part.tensor->size);
+                }
             }
-            at += lines;
+            context.sync();
         }
+        for_share(context, parts, line, [&](const Part& part, index begin, index end, index) {
+            const auto piece = [&] {
+                SP_PICK_ISA(update_piece, part, factor, options, begin, end);
+            };
+            piece();
+        });
     });
 }
 
-#define SP_INSTANTIATE(R)                                                                    \
-    template void update(const Stream&, const R<float>&, const std::vector<Tensor<float>>&); \
-    template void update(const Stream&, const R<double>&, const std::vector<Tensor<double>>&);
-SP_RULES(SP_INSTANTIATE)
+template <class T>
+void gather_direction(const Stream& stream, const Part& part, RuleId first, const double* hyper,
+                      double factor, const StepOptions& options, T* x) {
+    Tensor t = *part.tensor;
+    t.p = {x, nullptr, sizeof(T) == 8 ? Dtype::f64 : Dtype::f32};
+    t.ema = t.copy = t.remainder = {};
+    t.rule = int(first);
+    Block block;
+    builds[t.rule](sizeof(T) == 8, block.bytes, hyper, part.step, nullptr);
+    sweep(stream, {{&t, block.bytes, part.step}}, factor, options);
+}
+
+template <class T>
+void apply_direction(const Stream& stream, const Part& part, const StepOptions& options,
+                     const T* x) {
+    Tensor t = *part.tensor;
+    t.gradient = {const_cast<T*>(x), nullptr, sizeof(T) == 8 ? Dtype::f64 : Dtype::f32};
+    StepOptions after = options;
+    after.zero = false;
+    sweep(stream, {{&t, part.rule, part.step}}, 1.0, after);
+}
+
+#define SP_INSTANTIATE(T)                                                                     \
+    template void gather_direction(const Stream&, const Part&, RuleId, const double*, double, \
+                                   const StepOptions&, T*);                                   \
+    template void apply_direction(const Stream&, const Part&, const StepOptions&, const T*);
+SP_INSTANTIATE(float)
+SP_INSTANTIATE(double)
 #undef SP_INSTANTIATE
+
+double squared_norm(const Stream& stream, const Tensor& tensor, const Strided& x) {
+    const index count = slabs_of(tensor.size);
+    std::vector<double> partial(count);
+    run(stream, 4.0 * double(tensor.size), [&](const Context& context) {
+        const Range mine = context.share(count);
+        for (index i = mine.begin; i < mine.end; ++i) {
+            const auto squares = [&] {
+                SP_PICK_ISA(squares, tensor, x, i * slab, std::min((i + 1) * slab, tensor.size));
+            };
+            partial[i] = squares();
+        }
+    });
+    double sum = 0.0;
+    for (double p : partial) sum += p;
+    return sum;
+}
+
+struct Stepper::State {
+    std::vector<Clock> clocks;
+    double norm = 0.0;
+    bool skipped = false;
+};
+
+Stepper::Stepper(std::size_t tensors) : state_(new State{std::vector<Clock>(tensors)}) {}
+Stepper::~Stepper() = default;
+
+Clock Stepper::clock(std::size_t tensor) const { return state_->clocks[tensor]; }
+void Stepper::set_clock(std::size_t tensor, const Clock& clock) { state_->clocks[tensor] = clock; }
+double Stepper::norm() const { return state_->norm; }
+bool Stepper::skipped() const { return state_->skipped; }
+
+void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
+                   const std::vector<double>& numbers, const std::vector<Scalar>& rates,
+                   const StepOptions& options) {
+    std::vector<double> hyper = numbers;
+    for (std::size_t r = 0; r < rates.size(); ++r) {
+        if (rates[r].data) hyper[r * max_hyper] = value(rates[r]);
+    }
+    std::vector<Part> parts;
+    parts.reserve(tensors.size());
+    for (const Tensor& t : tensors) {
+        if (t.gradient.data) parts.push_back({&t, nullptr, 0});
+    }
+    double factor = options.unscale;
+    if (options.scale.data) factor /= value(options.scale);
+    state_->skipped = options.found_inf.data && value(options.found_inf) != 0.0;
+    if (state_->skipped) return;
+    if (options.norm) {
+        const double norm = std::sqrt(sum_of_squares(stream, parts)) * std::fabs(factor);
+        state_->norm = norm;
+        state_->skipped = options.check && !std::isfinite(norm);
+        if (state_->skipped) return;
+        // As clip_grad_norm_; a norm that is not a number goes through.
+        const double coefficient = options.max_norm / (norm + 1e-6);
+        if (!(coefficient >= 1.0)) factor *= coefficient;
+    }
+    // Tensors in step with the one before them share its scalars, except where norms go into them.
+    std::vector<Block> blocks(parts.size());
+    const Tensor* before = nullptr;
+    Clock begun, ended;
+    std::size_t used = 0;
+    for (Part& part : parts) {
+        const Tensor& t = *part.tensor;
+        Clock& clock = state_->clocks[part.tensor - tensors.data()];
+        const bool wide = t.p.dtype == Dtype::f64;
+        const bool shared = before && !needs_norms[t.rule] && before->rule == t.rule &&
+                            before->hyper == t.hyper && (before->p.dtype == Dtype::f64) == wide &&
+                            begun.steps == clock.steps &&
+                            std::equal(begun.carry, begun.carry + max_carried, clock.carry);
+        if (!shared) {
+            begun = ended = clock;
+            ++ended.steps;
+            builds[t.rule](wide, blocks[used++].bytes, &hyper[t.hyper * max_hyper], ended.steps,
+                           ended.carry);
+            before = &t;
+        }
+        clock = ended;
+        part.step = clock.steps;
+        part.rule = blocks[used - 1].bytes;
+    }
+    // Rules on matrices want buffers of a tensor's size, and go one by one.
+    std::vector<Part> elementwise;
+    elementwise.reserve(parts.size());
+    for (const Part& part : parts) {
+        if (part.tensor->size == 0) continue;
+        const double* h = &hyper[part.tensor->hyper * max_hyper];
+        if (part.tensor->rule == int(RuleId::Adafactor)) {
+            adafactor(stream, part, h, factor, options);
+        } else if (part.tensor->rule == int(RuleId::Muon)) {
+            muon(stream, part, h, factor, options);
+        } else {
+            elementwise.push_back(part);
+        }
+    }
+    sweep(stream, elementwise, factor, options);
+}
 
 #endif
 

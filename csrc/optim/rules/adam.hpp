@@ -12,10 +12,10 @@ SP_BEGIN
 template <class T>
 struct AdamScalars {
     T l2, shrink, sign, c1, c2, beta2, root_bc2, eps, rate;
-    AdamScalars(const double* h, index step)
+    SP_HD AdamScalars(const double* h, index step)
         : l2(T(h[1])),
           shrink(T(1.0 - h[0] * h[2])),
-          sign(h[3] != 0.0 ? T(-1) : T(1)),
+          sign(T(sign_of_maximize(h[3]))),
           c1(T(1.0 - h[4])),
           c2(T(1.0 - h[5])),
           beta2(T(h[5])),
@@ -34,7 +34,7 @@ struct Adam {
     static constexpr const char* hyper[] = SP_ADAM_HYPER;
 
     AdamScalars<T> s;
-    Adam(const double* h, index step) : s(h, step) {}
+    SP_HD Adam(const double* h, index step, double*) : s(h, step) {}
 
     SP_HD void operator()(T& p, const T& gradient, T& m, T& v) const {
         const T g = decayed(s.sign * gradient, s.l2, p);
@@ -54,13 +54,13 @@ struct AmsGrad {
     static constexpr const char* hyper[] = SP_ADAM_HYPER;
 
     AdamScalars<T> s;
-    AmsGrad(const double* h, index step) : s(h, step) {}
+    SP_HD AmsGrad(const double* h, index step, double*) : s(h, step) {}
 
     SP_HD void operator()(T& p, const T& gradient, T& m, T& v, T& top) const {
         const T g = decayed(s.sign * gradient, s.l2, p);
         m = toward(m, g, s.c1);
         v = std::fma(s.c2 * g, g, v * s.beta2);
-        top = top > v || top != top ? top : v;  // a NaN in either stays
+        top = larger(top, v);
         const T denominator = std::sqrt(top) / s.root_bc2 + s.eps;
         p = p * s.shrink - (s.rate * m) / denominator;
     }

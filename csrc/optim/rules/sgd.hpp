@@ -13,7 +13,8 @@ struct Sgd {
     static constexpr const char* hyper[] = {"lr", "weight_decay", "maximize"};
 
     T lr, decay, sign;
-    Sgd(const double* h, index) : lr(T(h[0])), decay(T(h[1])), sign(h[2] != 0.0 ? T(-1) : T(1)) {}
+    SP_HD Sgd(const double* h, index, double*)
+        : lr(T(h[0])), decay(T(h[1])), sign(T(sign_of_maximize(h[2]))) {}
 
     SP_HD void operator()(T& p, const T& gradient) const {
         const T g = decayed(sign * gradient, decay, p);
@@ -34,10 +35,10 @@ struct SgdMomentum {
 
     T lr, decay, sign, momentum, keep;
     bool nesterov;
-    SgdMomentum(const double* h, index step)
+    SP_HD SgdMomentum(const double* h, index step, double*)
         : lr(T(h[0])),
           decay(T(h[1])),
-          sign(h[2] != 0.0 ? T(-1) : T(1)),
+          sign(T(sign_of_maximize(h[2]))),
           momentum(T(h[3])),
           keep(step == 1 ? T(1) : T(1.0 - h[4])),
           nesterov(h[5] != 0.0) {}

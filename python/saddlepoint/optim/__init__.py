@@ -1,6 +1,71 @@
-"""Optimizers: fused updates of arrays in place, and schedules of their rate."""
+"""Optimizers: fused updates of arrays in place, and schedules of their rate.
+
+Each takes what its namesake in ``torch.optim`` takes, and by keyword:
+
+max_norm : float, optional
+    Gradients are scaled so that the norm of all of them is at most this; `Optimizer.grad_norm`.
+check_finite : bool
+    A step whose gradients hold a NaN or infinity is left out; `Optimizer.skipped`.
+ema_decay : float, optional
+    ``ema ← ema + (1 − ema_decay)(p − ema)`` after each step; `Optimizer.ema`.
+zero_grads : bool
+    Gradients are set to zero when they have been used.
+copies : sequence of arrays, optional
+    Receive the new parameters in their own dtype, such as bfloat16.
+state_dtype : "float32", "float64" or "bfloat16", optional
+    Of the states; float32 if not given, float64 for float64 parameters.
+master : bool
+    For bfloat16 parameters: the 16 bits below them are kept, so that the parameter is the
+    rounding of an exact float32 one.
+stochastic_rounding : int, optional
+    The seed by which 16-bit parameters and states are rounded up or down at random, so that the
+    mean is kept. The bits depend on the seed, the step, the array's number and the element alone.
+decay_mask : callable or sequence of bool, optional
+    For which parameters ``weight_decay`` holds, such as ``lambda p: p.ndim > 1``.
+foreach, fused, capturable
+    Accepted, since the result is the same. ``differentiable=True`` raises.
+
+All of it is one pass over memory, after one over the gradients when their norm is needed.
+"""
 
 from . import schedule
-from .optimizers import SGD, Adam, AdamW, Optimizer
+from .optimizers import (
+    ASGD,
+    LAMB,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Adan,
+    Lion,
+    Muon,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "schedule"]
+__all__ = [
+    "ASGD",
+    "LAMB",
+    "SGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Adan",
+    "Lion",
+    "Muon",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "schedule",
+]

@@ -1,259 +1,365 @@
-"""Optimizers with the constructors of ``torch.optim``; one pass over memory a step.
-
-Each class names its rule in ``csrc/optim/rules`` and the numbers the rule wants.
-"""
+"""Optimizers of NumPy arrays, `Vector`s and writable DLPack tensors, updated in place."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import device_of, module
+from .._native import device_of
 from ..errors import expected
-from ..vector import ArrayLike, Vector, gather
+from ..vector import ArrayLike
+from . import rules
+from .arrays import State, allocate
+from .plan import Common, Group, Options, Plan, Rule, state_dtype
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
+__all__ = [
+    "ASGD",
+    "LAMB",
+    "SGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Adan",
+    "Lion",
+    "Muon",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+]
 
 
-def _at_least_zero(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0.0:
-            raise ValueError(expected(name, "at least 0", value))
+class Optimizer(Rule):
+    """What the optimizers of arrays share: arrays updated in place, states beside them.
 
-
-class Optimizer:
-    """What all optimizers share: arrays updated in place, states beside them.
-
-    Parameters
-    ----------
-    params : array, or iterable of arrays
-        NumPy arrays, `Vector`s or writable DLPack tensors of one dtype and device, C-contiguous,
-        float32 or float64. They are written to.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For another kind, dtype, device or layout, a read-only array, or arrays that overlap;
-        nothing has been written then.
+    `saddlepoint.optim` tells the arguments that all of them take.
     """
 
-    rule: str
-    #: Names of the states, in the rule's order.
-    state_names: tuple[str, ...] = ()
-    lr: float
+    #: The groups, as in PyTorch; hyper-parameters may be changed between steps.
+    param_groups: list[Group]
 
-    def __init__(self, params: ArrayLike | Iterable[ArrayLike]) -> None:
-        single = hasattr(params, "__dlpack__")
-        self._params: list[ArrayLike] = [params] if single else list(params)
-        self._single = single
-        device = device_of(self._params[0]) if self._params else "cpu"
-        native = module(device)
-        self._states = [
-            [
-                Vector(tuple(p.shape), str(p.dtype).removeprefix("torch."), device)
-                for _ in range(native.rules[self.rule])
-            ]
-            for p in self._params
-        ]
-        self._update = native.Update(self.rule, self._params, self._states)
-        self.steps = 0
+    def _start(self, params: Any, defaults: Group, common: Common) -> None:
+        self._options = Options.of(common)
+        self.defaults = defaults
+        self._single = hasattr(params, "__dlpack__")
+        given: list[Any] = [params] if self._single else list(params)
+        if not any(isinstance(g, dict) for g in given):
+            given = [{"params": given}]
+        self.param_groups = []
+        for group in given:
+            arrays = group["params"]
+            arrays = [arrays] if hasattr(arrays, "__dlpack__") else list(arrays)
+            self.param_groups.append({**defaults, **group, "params": arrays})
+            self._check(self.param_groups[-1])
+        flat = [p for group in self.param_groups for p in group["params"]]
+        self._device = device_of(flat[0]) if flat else "cpu"
+        self._make_plan()
 
-    def _hyper(self) -> dict[str, float]:
-        """The rule's numbers at this step."""
-        raise NotImplementedError
+    def _make_plan(self) -> None:
+        options = self._options
+        plan = self._plan = Plan(self, self.param_groups, options, self._device)
+        copies = options.copies if options.copies is not None else [None] * len(plan.params)
+        if len(copies) != len(plan.params):
+            raise ValueError(expected("copies", f"{len(plan.params)} arrays", len(copies)))
+        self._names: list[tuple[str, ...]] = []
+        wanted: list[tuple[tuple[int, ...], tuple[int, ...], str]] = []
+        for i, p in enumerate(plan.params):
+            group = self.param_groups[plan.group_of[i]]
+            shape, strides, dtype = plan.native.dense(i)
+            names = self._states(group, p)
+            self._names.append(names)
+            for name in names:
+                of = self._shape(name, shape)
+                lies = strides if of == shape else _c_strides(of)
+                wanted.append((of, lies, state_dtype(options, dtype)))
+            if options.ema_decay is not None:
+                wanted.append((shape, strides, "float64" if dtype == "float64" else "float32"))
+            if options.master:
+                wanted.append((shape, strides, "int16"))
+        arrays = iter(allocate(self._device, wanted))
+        self._arrays: list[list[State]] = []
+        self._ema: list[State] = []
+        self._remainders: list[State] = []
+        for i, p in enumerate(plan.params):
+            group = self.param_groups[plan.group_of[i]]
+            states = [next(arrays) for _ in self._names[i]]
+            for name, state in zip(self._names[i], states, strict=True):
+                initial = self._initial(group, name)
+                if initial:
+                    state.assign(np.full(state.shape, initial))
+            self._arrays.append(states)
+            if options.ema_decay is not None:
+                self._ema.append(next(arrays))
+                self._ema[-1].assign(_host(p))
+            if options.master:
+                self._remainders.append(next(arrays))
+            plan.native.bind(
+                i,
+                states,
+                self._ema[-1] if self._ema else None,
+                copies[i],
+                self._remainders[-1] if self._remainders else None,
+            )
 
-    def step(self, grads: ArrayLike | Sequence[ArrayLike]) -> None:
-        """Update the parameters once, given gradients of their shapes (which are only read).
+    @property
+    def lr(self) -> float:
+        """The rate of the first group; setting it sets that of every group."""
+        rate: float = self.param_groups[0]["lr"] if self.param_groups else self.defaults["lr"]
+        return rate
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = value
+
+    @property
+    def steps(self) -> int:
+        """How often the parameter that was stepped most was stepped."""
+        count = len(self._plan.params)
+        return max((self._plan.native.clock(i)[0] for i in range(count)), default=0)
+
+    @property
+    def grad_norm(self) -> float:
+        """The norm of all gradients at the last step, unscaled, before clipping.
+
+        Only with ``max_norm`` or ``check_finite``.
+        """
+        if self._options.max_norm is None and not self._options.check_finite:
+            raise ValueError(expected("grad_norm", "max_norm or check_finite to be set", "neither"))
+        norm: float = self._plan.native.norm
+        return norm
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step was left out because the gradients were not finite."""
+        skipped: bool = self._plan.native.skipped
+        return skipped
+
+    @property
+    def ema(self) -> list[ArrayLike]:
+        """The parameters' exponential moving averages."""
+        if self._options.ema_decay is None:
+            raise ValueError(expected("ema", "ema_decay to be set", "None"))
+        return list(self._ema)
+
+    def step(
+        self,
+        grads: ArrayLike | Sequence[ArrayLike | None],
+        loss_scale: float | None = None,
+    ) -> None:
+        """Update the parameters once.
+
+        Parameters
+        ----------
+        grads : array, or sequence of arrays and None
+            Of the parameters' shapes and dtypes, in the order of the groups; only read, unless
+            ``zero_grads`` was asked for. None leaves its parameter, states and count as they are.
+        loss_scale : float, optional
+            What the loss was multiplied by; gradients are divided by it.
 
         Raises
         ------
         TypeError, ValueError
-            For gradients of another dtype, shape, layout or number, or that share memory with a
-            parameter or state; nothing has been written then.
+            For gradients of another dtype, shape or number, or that share memory with what is
+            written; nothing has been written then.
         """
+        if loss_scale is not None and not loss_scale > 0:
+            raise ValueError(expected("loss_scale", "above 0", loss_scale))
+        if not self._plan.fits(self, self.param_groups):
+            raise ValueError(expected("param_groups", "the rule they began with", "another one"))
         many = [grads] if self._single else list(grads)
-        self._update.step(many, self._hyper(), self.steps + 1)
-        self.steps += 1
+        self._plan.native.collect(many, self._options.zero_grads)
+        self._plan.run(self, self.param_groups, self._options, loss_scale=loss_scale)
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the states, by name."""
-        return {
-            name: sum(s[i].size * s[i].dtype.itemsize for s in self._states)
-            for i, name in enumerate(self.state_names)
-        }
+        """Bytes of the arrays beside the parameters, by name."""
+        total: dict[str, int] = {}
+        for names, states in zip(self._names, self._arrays, strict=True):
+            for name, state in zip(names, states, strict=True):
+                total[name] = total.get(name, 0) + state.nbytes
+        if self._options.ema_decay is not None:
+            total["ema"] = sum(a.nbytes for a in self._ema)
+        if self._options.master:
+            total["remainder"] = sum(a.nbytes for a in self._remainders)
+        return total
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a later run needs to go on exactly: steps, and each state as host arrays."""
-        states: dict[str, list[NDArray[Any]]] = {
-            name: [gather(s[i]) for s in self._states] for i, name in enumerate(self.state_names)
-        }
-        return {"steps": self.steps, "states": states}
+        """Everything a later run needs to go on exactly, as host arrays by parameter."""
+        native = self._plan.native
+        entries = []
+        for i, (names, states) in enumerate(zip(self._names, self._arrays, strict=True)):
+            steps, carry = native.clock(i)
+            entry: dict[str, Any] = {"step": steps}
+            entry |= dict(zip(self.carried, carry, strict=False))
+            entry |= {n: s.numpy() for n, s in zip(names, states, strict=True)}
+            if self._ema:
+                entry["ema"] = self._ema[i].numpy()
+            if self._remainders:
+                entry["remainder"] = self._remainders[i].numpy()
+            entries.append(entry)
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+        return {"state": entries, "param_groups": groups}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take what `state_dict` gave, for parameters of the same shapes."""
-        arrays = saved["states"]
-        if set(arrays) != set(self.state_names):
-            raise ValueError(expected("states", sorted(self.state_names), sorted(arrays)))
-        for i, name in enumerate(self.state_names):
-            wanted = [(s[i].shape, s[i].dtype) for s in self._states]
-            got = [(a.shape, a.dtype) for a in arrays[name]]
-            if wanted != got:
-                raise ValueError(expected(name, f"arrays {wanted}", got))
-        for i, name in enumerate(self.state_names):
-            for state, a in zip(self._states, arrays[name], strict=True):
-                state[i]._buffer.copy_from(np.ascontiguousarray(a))
-        self.steps = int(saved["steps"])
+        entries, groups = saved["state"], saved["param_groups"]
+        if len(entries) != len(self._arrays) or len(groups) != len(self.param_groups):
+            wanted = f"{len(self._arrays)} parameters in {len(self.param_groups)} groups"
+            got = f"{len(entries)} in {len(groups)}"
+            raise ValueError(expected("state", wanted, got))
+        targets = []
+        for i, entry in enumerate(entries):
+            named = dict(zip(self._names[i], self._arrays[i], strict=True))
+            if self._ema:
+                named["ema"] = self._ema[i]
+            if self._remainders:
+                named["remainder"] = self._remainders[i]
+            names = {*named, "step", *self.carried}
+            if set(entry) != names:
+                raise ValueError(expected("state", sorted(names), sorted(entry)))
+            for name, target in named.items():
+                if entry[name].shape != target.shape:
+                    raise ValueError(expected(name, f"shape {target.shape}", entry[name].shape))
+                targets.append((target, entry[name]))
+        for target, values in targets:
+            target.assign(values)
+        for i, entry in enumerate(entries):
+            carry = [float(entry[name]) for name in self.carried]
+            self._plan.native.set_clock(i, int(entry["step"]), carry)
+        for group, values in zip(self.param_groups, groups, strict=True):
+            group.update(values)
 
-
-class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, as ``torch.optim.SGD``.
-
-    g ← g + weight_decay·p;  b ← momentum·b + (1 − dampening)·g, with b = g at the first step;
-    p ← p − lr·b, or p − lr·(g + momentum·b) with ``nesterov``.
-
-    The rate is outside the buffer. The lectures' m ← λm − ηg, p ← p + m has it inside: the same
-    path with m = −η·b as long as η is constant, another one when it changes.
-
-    Parameters
-    ----------
-    params : array or iterable of arrays
-    lr : float
-    momentum, dampening, weight_decay : float
-    nesterov, maximize : bool
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from saddlepoint import optim
-    >>> p = np.array([1.0, 2.0])
-    >>> optim.SGD(p, lr=0.5).step(np.array([1.0, 1.0]))
-    >>> p
-    array([0.5, 1.5])
-    """
-
-    def __init__(
+    def update(
         self,
         params: ArrayLike | Iterable[ArrayLike],
-        lr: float = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-    ) -> None:
-        _at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError(expected("nesterov", "momentum above 0 and dampening 0", "others"))
-        self.lr, self.momentum, self.dampening = lr, momentum, dampening
-        self.weight_decay, self.nesterov, self.maximize = weight_decay, nesterov, maximize
-        self.rule = "sgd_momentum" if momentum else "sgd"
-        self.state_names = ("momentum_buffer",) if momentum else ()
-        super().__init__(params)
+        grads: ArrayLike | Sequence[ArrayLike | None],
+        state: dict[str, Any] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """A step for arrays that cannot change, such as JAX's.
 
-    def _hyper(self) -> dict[str, float]:
-        return {
-            "lr": self.lr,
-            "weight_decay": self.weight_decay,
-            "maximize": float(self.maximize),
-            "momentum": self.momentum,
-            "dampening": self.dampening,
-            "nesterov": float(self.nesterov),
-        }
+        Parameters
+        ----------
+        params : array or iterable of arrays
+            Of the shapes of this optimizer's own, which stay as they are.
+        grads : array or sequence of arrays and None
+        state : dict, optional
+            What the step before gave; None for the first step.
 
-
-class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015), as ``torch.optim.Adam``.
-
-    m ← β₁m + (1 − β₁)g;  v ← β₂v + (1 − β₂)g²;
-    p ← p − lr·m̂ / (√v̂ + eps), with m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ).
-
-    ``weight_decay`` adds weight_decay·p to g. With ``amsgrad`` the largest v so far stands for v
-    (Reddi, Kale & Kumar 2018, as PyTorch: the maximum of the raw v, corrected afterwards). In
-    float32 the bits of PyTorch's fused CPU kernel, save for the last size mod 8 elements of a
-    tensor, which that kernel rounds otherwise than all others.
-
-    Parameters
-    ----------
-    params : array or iterable of arrays
-    lr : float
-    betas : (float, float)
-    eps, weight_decay : float
-    amsgrad, maximize : bool
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from saddlepoint import optim
-    >>> p = np.array([1.0])
-    >>> optim.Adam(p, lr=0.1).step(np.array([7.0]))  # the first step is lr sign(g)
-    >>> p.round(6)
-    array([0.9])
-    """
-
-    _decoupled = False
-
-    def __init__(
-        self,
-        params: ArrayLike | Iterable[ArrayLike],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-    ) -> None:
-        _at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay)
-        if len(betas) != 2 or not all(0.0 <= b < 1.0 for b in betas):
-            raise ValueError(expected("betas", "two numbers within [0, 1)", betas))
-        self.lr, self.betas, self.eps = lr, betas, eps
-        self.weight_decay, self.amsgrad, self.maximize = weight_decay, amsgrad, maximize
-        self.rule = "amsgrad" if amsgrad else "adam"
-        self.state_names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if amsgrad else 2]
-        super().__init__(params)
-
-    def _hyper(self) -> dict[str, float]:
-        return {
-            "lr": self.lr,
-            "weight_decay": 0.0 if self._decoupled else self.weight_decay,
-            "decoupled_decay": self.weight_decay if self._decoupled else 0.0,
-            "maximize": float(self.maximize),
-            "beta1": self.betas[0],
-            "beta2": self.betas[1],
-            "eps": self.eps,
-        }
+        Returns
+        -------
+        (params, state)
+            New arrays, of the kind given, and what the next step takes.
+        """
+        single = hasattr(params, "__dlpack__")
+        given = [params] if single else list(params)
+        if len(given) != len(self._plan.params):
+            raise ValueError(expected("params", f"{len(self._plan.params)} arrays", len(given)))
+        rest = iter(_host(p) for p in given)
+        groups = [
+            {**group, "params": [next(rest) for _ in group["params"]]}
+            for group in self.param_groups
+        ]
+        other = object.__new__(type(self))
+        other._start(groups, self.defaults, vars(self._options))  # type: ignore[arg-type]
+        if state is not None:
+            other.load_state_dict(state)
+        other.step([grads] if hasattr(grads, "__dlpack__") else grads)
+        news = [_like(p, new) for p, new in zip(given, other._plan.params, strict=True)]
+        return news[0] if single else news, other.state_dict()
 
 
-class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), as ``torch.optim.AdamW``.
+def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[a + 1 :]) for a in range(len(shape)))
 
-    p ← (1 − lr·weight_decay)·p before the step of `Adam`.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from saddlepoint import optim
-    >>> p = np.array([1.0])
-    >>> optim.AdamW(p, lr=0.1, weight_decay=0.5).step(np.array([7.0]))
-    >>> p.round(6)
-    array([0.85])
-    """
+def _host(p: ArrayLike) -> NDArray[Any]:
+    """A copy on the host; 16-bit floats that NumPy lacks come as float32."""
+    if isinstance(p, np.ndarray):
+        return p.copy()
+    if hasattr(p, "numpy") and hasattr(p, "detach"):
+        p = p.detach().cpu()
+        return np.array(p.float() if str(p.dtype) == "torch.bfloat16" else p)
+    if hasattr(p, "numpy"):
+        return np.array(p.numpy())
+    return np.array(p)
 
-    _decoupled = True
 
-    def __init__(
-        self,
-        params: ArrayLike | Iterable[ArrayLike],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
+def _like(p: ArrayLike, new: NDArray[Any]) -> Any:
+    """``new`` as the kind of array that ``p`` is."""
+    if isinstance(p, np.ndarray):
+        return new
+    if hasattr(p, "__array_namespace__"):
+        return p.__array_namespace__().asarray(new)
+    return type(p).from_numpy(new) if hasattr(type(p), "from_numpy") else new
+
+
+class SGD(rules.SGD, Optimizer):
+    __doc__ = rules.SGD.__doc__
+
+
+class Adagrad(rules.Adagrad, Optimizer):
+    __doc__ = rules.Adagrad.__doc__
+
+
+class RMSprop(rules.RMSprop, Optimizer):
+    __doc__ = rules.RMSprop.__doc__
+
+
+class Adam(rules.Adam, Optimizer):
+    __doc__ = rules.Adam.__doc__
+
+
+class AdamW(rules.AdamW, Optimizer):
+    __doc__ = rules.AdamW.__doc__
+
+
+class Rprop(rules.Rprop, Optimizer):
+    __doc__ = rules.Rprop.__doc__
+
+
+class Adadelta(rules.Adadelta, Optimizer):
+    __doc__ = rules.Adadelta.__doc__
+
+
+class Adamax(rules.Adamax, Optimizer):
+    __doc__ = rules.Adamax.__doc__
+
+
+class NAdam(rules.NAdam, Optimizer):
+    __doc__ = rules.NAdam.__doc__
+
+
+class RAdam(rules.RAdam, Optimizer):
+    __doc__ = rules.RAdam.__doc__
+
+
+class ASGD(rules.ASGD, Optimizer):
+    __doc__ = rules.ASGD.__doc__
+
+
+class Lion(rules.Lion, Optimizer):
+    __doc__ = rules.Lion.__doc__
+
+
+class Adan(rules.Adan, Optimizer):
+    __doc__ = rules.Adan.__doc__
+
+
+class LAMB(rules.LAMB, Optimizer):
+    __doc__ = rules.LAMB.__doc__
+
+
+class Adafactor(rules.Adafactor, Optimizer):
+    __doc__ = rules.Adafactor.__doc__
+
+
+class Muon(rules.Muon, Optimizer):
+    __doc__ = rules.Muon.__doc__

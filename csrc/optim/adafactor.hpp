@@ -1,0 +1,16 @@
+// Adafactor (Shazeer & Stern 2018), as torch.optim.Adafactor: second moments of a matrix are kept
+// for its rows and its columns only.
+//   R += w (mean over columns of g^2 - R),  C += w (mean over rows of g^2 - C),  w = t^beta2_decay,
+//   u = g / sqrt(max(R C / max(mean R, eps1), eps1^2)),
+//   rate = max(eps2, rms p) min(lr, 1/sqrt t) / max(1, rms u / d)
+// An array of one axis keeps its whole second moment. Needs a buffer of the tensor's size.
+#pragma once
+
+#include "optim/update.hpp"
+
+SP_BEGIN
+
+void adafactor(const Stream& stream, const Part& part, const double* hyper, double factor,
+               const StepOptions& options);
+
+SP_END

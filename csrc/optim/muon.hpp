@@ -1,0 +1,15 @@
+// Muon (Jordan et al. 2024), as torch.optim.Muon: the momentum of a matrix is replaced by
+// approximately its nearest semi-orthogonal matrix, by Newton-Schulz steps
+//   X = X / max(|X|, eps),  X <- (a + b G + c G^2) X with G = X X'
+// in float or double (PyTorch iterates in bfloat16), and is scaled to the matrix's shape. Needs two
+// buffers of the tensor's size and three of its shorter side squared.
+#pragma once
+
+#include "optim/update.hpp"
+
+SP_BEGIN
+
+void muon(const Stream& stream, const Part& part, const double* hyper, double factor,
+          const StepOptions& options);
+
+SP_END

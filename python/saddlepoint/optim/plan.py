@@ -1,0 +1,229 @@
+"""What optimizers of arrays and of PyTorch share: options, rows of numbers, the native plan."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+from .._native import module
+from ..errors import expected
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack as Unpack
+
+__all__ = ["Common", "Group", "Options", "Plan", "Rule"]
+
+#: A parameter group: its hyper-parameters by PyTorch's names, and its arrays under "params".
+Group: TypeAlias = dict[str, Any]
+
+
+class Common(TypedDict, total=False):
+    """The keyword arguments that every optimizer takes; see `saddlepoint.optim`."""
+
+    max_norm: float | None
+    check_finite: bool
+    ema_decay: float | None
+    zero_grads: bool
+    copies: Sequence[Any] | None
+    state_dtype: str | None
+    master: bool
+    stochastic_rounding: int | None
+    decay_mask: Callable[[Any], bool] | Sequence[bool] | None
+    foreach: bool | None
+    fused: bool | None
+    capturable: bool
+    differentiable: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a step does besides the rule; `Common` after it was checked."""
+
+    max_norm: float | None = None
+    check_finite: bool = False
+    ema_decay: float | None = None
+    zero_grads: bool = False
+    copies: Sequence[Any] | None = None
+    state_dtype: str | None = None
+    master: bool = False
+    stochastic_rounding: int | None = None
+    decay_mask: Callable[[Any], bool] | Sequence[bool] | None = None
+
+    @classmethod
+    def of(cls, common: Mapping[str, Any]) -> Options:
+        """Those of ``common`` that are ours; TypeError for a name nobody knows."""
+        for name in common:
+            if name not in Common.__annotations__:
+                raise TypeError(expected(name, "an argument of the optimizer", "an unknown one"))
+        if common.get("differentiable"):
+            raise ValueError(expected("differentiable", "False", True))
+        options = cls(**{k: v for k, v in common.items() if k in cls.__dataclass_fields__})
+        if options.max_norm is not None and not options.max_norm > 0:
+            raise ValueError(expected("max_norm", "above 0", options.max_norm))
+        if options.ema_decay is not None and not 0 <= options.ema_decay < 1:
+            raise ValueError(expected("ema_decay", "within [0, 1)", options.ema_decay))
+        if options.state_dtype not in (None, "float32", "float64", "bfloat16"):
+            wanted = "'float32', 'float64' or 'bfloat16'"
+            raise ValueError(expected("state_dtype", wanted, repr(options.state_dtype)))
+        seed = options.stochastic_rounding
+        if seed is not None and not 0 <= seed < 2**64:
+            raise ValueError(expected("stochastic_rounding", "a seed within [0, 2^64)", seed))
+        if options.master and seed is not None:
+            raise ValueError(expected("master", "False with stochastic_rounding", True))
+        return options
+
+    def decays(self, params: Sequence[Any]) -> list[bool]:
+        """Whether weight decay applies, for each parameter."""
+        mask = self.decay_mask
+        if mask is None:
+            return [True] * len(params)
+        if callable(mask):
+            return [bool(mask(p)) for p in params]
+        if len(mask) != len(params):
+            raise ValueError(expected("decay_mask", f"{len(params)} values", len(mask)))
+        return [bool(m) for m in mask]
+
+
+class Rule(abc.ABC):
+    """An optimizer's constructor, and what it asks of the core for a parameter group."""
+
+    #: Numbers that the rule carries from step to step, by PyTorch's names.
+    carried: tuple[str, ...] = ()
+    #: Whether PyTorch keeps a step count in the state.
+    counts: bool = True
+
+    @abc.abstractmethod
+    def _start(self, params: Any, defaults: Group, common: Common) -> None:
+        """Take the parameters; each storage does it its way."""
+
+    @abc.abstractmethod
+    def _rule(self, group: Group) -> str:
+        """The rule's name in the core."""
+
+    @abc.abstractmethod
+    def _states(self, group: Group, p: Any) -> tuple[str, ...]:
+        """Names of the arrays beside a parameter, in the rule's order."""
+
+    @abc.abstractmethod
+    def _values(self, group: Group) -> dict[str, float]:
+        """The rule's numbers by name, without rate, decay and direction."""
+
+    def _check(self, group: Group) -> None:
+        """Raise ValueError for hyper-parameters that make no sense."""
+        for name in ("lr", "weight_decay", "eps", "momentum"):
+            if isinstance(group.get(name), int | float):
+                at_least_zero(**{name: group[name]})
+
+    def _decoupled(self, group: Group) -> bool:
+        return bool(group.get("decoupled_weight_decay", False))
+
+    def _initial(self, group: Group, name: str) -> float:
+        """What a state holds before the first step."""
+        return 0.0
+
+    def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A state's shape beside a parameter of ``shape``."""
+        return shape
+
+
+def at_least_zero(**values: float) -> None:
+    """Raise ValueError for the first that is not at least 0."""
+    for name, value in values.items():
+        if not value >= 0.0:
+            raise ValueError(expected(name, "at least 0", value))
+
+
+def within_one(name: str, values: Sequence[float], count: int) -> None:
+    """Raise ValueError unless there are ``count`` numbers within [0, 1)."""
+    if len(values) != count or not all(0.0 <= b < 1.0 for b in values):
+        raise ValueError(expected(name, f"{count} numbers within [0, 1)", tuple(values)))
+
+
+class Plan:
+    """Parameters and their arrays, laid out for the core once.
+
+    ``native`` is the core's plan. Its row 2g has the numbers of group g, row 2g + 1 the same
+    without weight decay.
+    """
+
+    def __init__(self, rule: Rule, groups: Sequence[Group], options: Options, device: str) -> None:
+        native = module(device)
+        self.params: list[Any] = []
+        self.group_of: list[int] = []
+        for g, group in enumerate(groups):
+            self.params += group["params"]
+            self.group_of += [g] * len(group["params"])
+        decays = options.decays(self.params)
+        self.rules = [rule._rule(group) for group in groups]
+        self.names = [native.rules[name][1] for name in self.rules]
+        self.native = native.Update(
+            self.params,
+            [self.rules[g] for g in self.group_of],
+            [2 * g + (not d) for g, d in zip(self.group_of, decays, strict=True)],
+            list(range(len(self.params))),
+        )
+
+    def fits(self, rule: Rule, groups: Sequence[Group]) -> bool:
+        """Whether the groups still name the same rules."""
+        return [rule._rule(group) for group in groups] == self.rules
+
+    def run(
+        self,
+        rule: Rule,
+        groups: Sequence[Group],
+        options: Options,
+        *,
+        loss_scale: float | None = None,
+        scale: Any = None,
+        found_inf: Any = None,
+        stream: int | None = None,
+    ) -> None:
+        """One step on the gradients that the native plan has collected."""
+        rows: list[list[float]] = []
+        rates: list[Any] = []
+        device_rate = False
+        for group, names in zip(groups, self.names, strict=True):
+            lr = group["lr"]
+            tensor = hasattr(lr, "__dlpack__")
+            device_rate = device_rate or tensor
+            rates += [lr if tensor else None] * 2
+            decay = group.get("weight_decay", 0.0)
+            decoupled = rule._decoupled(group)
+            values = rule._values(group)
+            values["lr"] = 0.0 if tensor else float(lr)
+            values["maximize"] = float(bool(group.get("maximize", False)))
+            values["weight_decay"] = 0.0 if decoupled else decay
+            values["decoupled_decay"] = decay if decoupled else 0.0
+            rows.append([values[name] for name in names])
+            values["weight_decay"] = values["decoupled_decay"] = 0.0
+            rows.append([values[name] for name in names])
+        self.native.run(
+            rows,
+            1.0 if loss_scale is None else 1.0 / loss_scale,
+            options.max_norm,
+            options.check_finite,
+            options.zero_grads,
+            0.0 if options.ema_decay is None else 1.0 - options.ema_decay,
+            options.stochastic_rounding,
+            rates if device_rate else (),
+            scale,
+            found_inf,
+            stream,
+        )
+
+
+def state_dtype(options: Options, dtype: str) -> str:
+    """The dtype of the states beside a parameter of ``dtype``."""
+    wide = dtype == "float64"
+    wanted = options.state_dtype or ("float64" if wide else "float32")
+    if (wanted == "float64") != wide:
+        raise TypeError(expected("state_dtype", f"one for {dtype} parameters", wanted))
+    return wanted
+
+
+def size_of(shape: Sequence[int]) -> int:
+    """The number of elements."""
+    return math.prod(shape)
