@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -70,7 +71,8 @@ def run(name: str, options: Any) -> dict[str, Any]:
     cases = []
     for case in bench.cases(options):
         cases.append(measure(case, meter))
-        del case  # before the next one needs its memory
+        del case  # its memory is for the next one
+        gc.collect()
         print("\n".join(lines(cases[-1])), flush=True)
     return {
         "bench": name,

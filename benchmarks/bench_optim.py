@@ -38,8 +38,9 @@ EAGER = ("fused", "foreach", "default")
 MAX_NORM, EMA = 1.0, 0.9
 # Of the largest change: roundings of parameters of at most 0.6 that move by 1e-3 and more.
 TOLERANCE = 1e-4
-# The peer's norm is a float32 sum of all squares.
-PIPELINE_TOLERANCE = 1e-3
+# The peer's norm is a float32 sum: of 50 million squares it came out 0.3 % too small, which is 1e-3
+# in the parameters.
+PIPELINE_TOLERANCE = 5e-3
 # Three roundings to bfloat16 (numbers below 1 are 1/256 apart) of parameters that move by 0.3.
 LOW_TOLERANCE = 0.1
 
@@ -260,9 +261,7 @@ class _Work:
         for _ in range(2):  # the first step makes states, and some look at them once more
             step()
         self.wait()
-        note = (
-            f"compiled in {time.perf_counter() - began:.1f} s; the process's first: {first:.1f} s"
-        )
+        note = f"compiled in {time.perf_counter() - began:.1f} s"
         with torch.no_grad():
             for p, before in zip(params, self.parameters(), strict=True):
                 p.copy_(before)
@@ -305,8 +304,9 @@ def _moved(arrays: Sequence[Any], start: Array) -> Array:
     moved, offset = [], 0
     for array in arrays:
         size = math.prod(array.shape)
-        now = array.detach().float() if hasattr(array, "detach") else array
-        flat = peers.host(now).reshape(-1)
+        torch = hasattr(array, "detach")  # which also has bfloat16, unlike NumPy
+        now = array.detach().float().cpu().numpy() if torch else peers.host(array)
+        flat = now.reshape(-1)
         before = start[offset : offset + size]
         for part in (slice(None, None, every), slice(max(size - 64, 0), None)):
             moved.append(flat[part] - before[part])
@@ -417,7 +417,7 @@ def _pipeline(torch: Any, shapes: Shapes, what: str, bar: float, options: Option
     """Clip, AdamW, average, zero; the gradients come anew before each, untimed."""
     work = _Work(torch, shapes, options)
     # Of the size of the clipped gradients, so that their norm shows in the parameters.
-    arguments = {"lr": 0.1, "eps": 1e-4}
+    arguments = {"lr": 0.1, "eps": MAX_NORM / math.sqrt(work.n)}
     rule = Rule("AdamW", arguments, ADAMW.touched, EAGER)
 
     def refilled(params: list[Any], rest: Callable[[], Any]) -> Callable[[], Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+import saddlepoint.torch.optim as torch_optim
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the benches are no part of the package
 
-from benchmarks import peers, runner, table  # noqa: E402
+from benchmarks import bench_optim, peers, runner, table  # noqa: E402
 from benchmarks.__main__ import NAMES, main  # noqa: E402
 from benchmarks.runner import Bar, Case, Contestant, Floor, Meter, Options, Roof  # noqa: E402
 
@@ -213,6 +218,84 @@ def test_benches_run_without_peers(name: str, monkeypatch: pytest.MonkeyPatch) -
         assert report["bars"] == []
 
 
+def shortest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round each, without rests: what is compared, not how fast it is."""
+    monkeypatch.setattr(runner, "ROUNDS", (1, 1))
+    monkeypatch.setattr(runner, "REST", 0.0)
+    monkeypatch.setattr(runner, "BLOCK", 0.0)
+
+
+def test_optimizers_do_what_their_peers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case: `measure` raises where they differ."""
+    shortest(monkeypatch)
+    reports = []
+    for case in bench_optim.cases(Options(quick=True)):
+        report = runner.measure(case, Meter(bench_optim.CLOCK))
+        assert not report["absent"]
+        libraries = [c["library"] for c in report["contestants"]]
+        assert {"saddlepoint", "torch"} == set(libraries)
+        # One of ours is the reference; all others were held against it.
+        assert all("deviation" in c for c in report["contestants"][1:])
+        assert all(floor["share"] for floor in report["floors"])
+        assert "share of the floor" in "\n".join(table.lines(report))
+        reports.append(report)
+    names = [report["case"] for report in reports]
+    assert len(set(names)) == len(names) == 23
+    low = next(r for r in reports if r["case"].startswith("SGD with momentum in bfloat16"))
+    assert "torch fused" not in {c["name"] for c in low["contestants"]}
+
+
+@pytest.mark.parametrize("wrong", ["lr", "clip", "ema", "zero"])
+def test_optimizers_that_differ_are_found(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours with another rate, norm, average, or gradients left as they were."""
+    shortest(monkeypatch)
+    options = Options(quick=True)
+    if wrong == "lr":
+        work = bench_optim._Work(torch, [(1000,)], options)
+        rule = replace(bench_optim.ADAMW, arguments={"lr": 0.01 * (1 + 1e-3)})
+        contestants = [work.ours(rule), work.theirs(bench_optim.ADAMW, "fused")]
+        case = Case("c", {}, contestants, tolerance=bench_optim.TOLERANCE)
+    else:
+        adamw = torch_optim.AdamW
+
+        def other(*arguments: Any, **more: Any) -> Any:
+            change: dict[str, dict[str, Any]] = {
+                "clip": {"max_norm": 1.05 * bench_optim.MAX_NORM},
+                "ema": {"ema_decay": 0.99 * bench_optim.EMA},
+                "zero": {"zero_grads": False},
+            }
+            return adamw(*arguments, **{**more, **change[wrong]})
+
+        monkeypatch.setattr(torch_optim, "AdamW", other)
+        case = bench_optim._pipeline(torch, [(1000,), (7, 11)], "two tensors", 1.0, options)
+    with pytest.raises(RuntimeError, match=r"torch .*: expected the same result within"):
+        runner.measure(case, Meter(bench_optim.CLOCK))
+
+
+def test_floors_of_optimizers() -> None:
+    """Four bytes for each array, twice where it is read and written."""
+    rules = [bench_optim.SGD, bench_optim.ADAGRAD, bench_optim.ADAMW, *bench_optim.NEVER_FUSED]
+    bytes_ = [rule.floor(10, roofs=()).amount / 10 for rule in rules]
+    assert bytes_ == [20, 20, 28, 20, 28, 28, 28, 28, 20, 28]
+
+
+def test_resnet50_has_the_tensors_that_it_has() -> None:
+    """161 with 25,557,032 numbers, as He et al.'s network has in torchvision."""
+    shapes = bench_optim.resnet50()
+    assert len(shapes) == 161
+    assert sum(math.prod(shape) for shape in shapes) == 25_557_032
+    assert shapes[:3] == [(64, 3, 7, 7), (64,), (64,)]
+    assert shapes[-2:] == [(1000, 2048), (1000,)]
+
+
+def test_what_is_left_out_does_not_count() -> None:
+    clock, waited = bench_optim.Clock(), []
+    began = clock()
+    clock.leave_out(lambda: time.sleep(0.2), lambda: waited.append(time.perf_counter()))
+    assert clock() - began < 0.1
+    assert waited[1] - waited[0] >= 0.2  # before and after: queued work is on nobody's bill
+
+
 def test_quick_run_writes_a_json(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "hvp", "--quick", "--output", str(tmp_path)],
@@ -240,7 +323,7 @@ def test_quick_run_writes_a_json(tmp_path: Path) -> None:
 def test_unknown_bench_or_device_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["nonsense"])
-    assert "NAME: expected adamw, batch_norm" in capsys.readouterr().err
+    assert "NAME: expected batch_norm, epoch" in capsys.readouterr().err
 
 
 def report_of(device: str = "cpu") -> dict[str, Any]:
@@ -284,6 +367,32 @@ def test_table_shows_ratio_floor_machine_and_what_never_ran() -> None:
     both = table.table([report_of(), report_of("cuda")])
     assert "never run" not in both
     assert both.index("Abacus") < both.index("Loom")
+
+
+def test_table_has_a_column_for_what_was_compiled() -> None:
+    report = report_of()
+    machine = Machine()
+    compiled = Contestant(
+        "torch.compile", "torch.compile", machine.work(0.04), note="compiled in 1.5 s"
+    )
+    contestants = [ours(machine.work(0.01)), theirs(machine.work(0.02)), compiled]
+    case = Case("step", {}, contestants, bars=[Bar("torch.compile", 5.0)], budget=0.5)
+    report["cases"].append(runner.measure(case, machine.meter()))
+    text = table.table([report])
+    assert "| | saddlepoint | PyTorch | torch.compile | JAX | floor |\n" in text
+    assert "| 20 ms (**2.00×**; theirs) | 40 ms (**4.00×**; compiled in 1.5 s) | – | – |" in text
+    assert "| work | 10 ms | 20 ms (**2.00×**; theirs) | – | not installed | 50% |" in text
+    assert "bar 5.0 x torch.compile: 4.00, MISSED" in "\n".join(table.lines(report["cases"][1]))
+
+
+def test_shares_that_were_wanted_are_told() -> None:
+    """Half of the roof, of 0.4 and 0.6 that were wanted."""
+    case = report_of()["cases"][0]
+    for least, met in ((0.4, "met"), (0.6, "MISSED")):
+        case["parameters"] = {"least_share": {"ours": least}}
+        text = table.lines(case)
+        assert text[-1] == f"  bar {least:.0%} of the floor for ours: 50%, {met}"
+        assert "  share of the floor, half: ours 50% (0.05 GB/s)" in "\n".join(text)
 
 
 def test_table_stands_between_the_markers() -> None:

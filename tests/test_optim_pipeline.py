@@ -278,12 +278,17 @@ def test_a_checked_step_is_skipped_whole(
 
 
 def test_large_finite_gradients_are_not_skipped() -> None:
-    """The check is of the gradients: their squares may overflow."""
-    p = np.zeros(4)
-    optimizer = optim.SGD(p, lr=1e-300, check_finite=True)
-    optimizer.step(np.full(4, 1e300))
+    """Squares of the largest float32 do not overflow; a norm that overflows float64 is not finite."""
+    p = np.zeros(4, np.float32)
+    optimizer = optim.SGD(p, lr=1e-38, check_finite=True)
+    optimizer.step(np.full(4, 3e38, np.float32))
     assert not optimizer.skipped
-    assert_allclose(p, np.full(4, -1.0))
+    assert_allclose(p, np.full(4, -3.0), rtol=1e-6)
+    large = np.zeros(4)
+    optimizer = optim.SGD(large, lr=1e-300, check_finite=True)
+    optimizer.step(np.full(4, 1e300))
+    assert optimizer.skipped
+    assert_array_equal(large, np.zeros(4))
 
 
 # Averages, zeroed gradients, copies.
@@ -907,6 +912,7 @@ def test_arrays_that_interleave_are_not_overlaps(rng: np.random.Generator) -> No
 
 F4, F8 = np.ones(4, np.float32), np.ones(4)
 B4 = torch.ones(4, dtype=torch.bfloat16)
+RECORDS = np.zeros(4, [("x", np.float32), ("y", np.int16)])  # 6 bytes from one x to the next
 
 
 def read_only(x: Array) -> Array:
@@ -935,7 +941,7 @@ REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("state-dtype-float64", lambda: optim.SGD(F8, momentum=0.9, state_dtype="bfloat16"),
      TypeError, "state_dtype: expected one for float64 parameters, got bfloat16"),
     ("state-dtype-of-sums", lambda: optim.Adafactor(F4, state_dtype="bfloat16"), TypeError,
-     "state: expected dtype float32, got bfloat16"),
+     "state_dtype: expected float32 or float64 for Adafactor, got bfloat16"),
     ("master-float32", lambda: optim.SGD(F4, master=True), TypeError,
      "params: expected dtype bfloat16 for a master of 32 bits, got float32"),
     ("master-float16", lambda: optim.SGD(B4.half(), master=True), TypeError,
@@ -946,8 +952,11 @@ REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
      "stochastic_rounding: expected a seed within [0, 2^64), got -1"),
     ("unknown", lambda: optim.SGD(F4, learning_rate=1.0), TypeError,
      "learning_rate: expected an argument of the optimizer, got an unknown one"),
-    ("option-of-a-group", lambda: optim.SGD([{"params": [F4], "max_norm": 1.0}]), ValueError,
+    ("option-of-a-group", lambda: optim.SGD([{"params": [F4], "max_norm": 1.0}]), TypeError,
      "max_norm: expected "),
+    ("field", lambda: optim.SGD(RECORDS["x"]), ValueError, "params: expected "),
+    ("field-of-gradients", lambda: optim.SGD(F4.copy()).step(RECORDS["x"]), ValueError,
+     "grads: expected "),
     ("wide-gradient", lambda: optim.SGD(F4.copy()).step(F8), TypeError,
      "grads: expected dtype float32, got float64"),
     ("wide-gradient-of-bfloat16", lambda: optim.SGD(B4.clone()).step(F8), TypeError,

@@ -25,7 +25,8 @@ SQRT_HALF = math.sqrt(0.5)
 VALUES: list[tuple[str, Schedule, dict[int, float]]] = [
     ("step", schedule.step(3), {0: 1, 1: 1, 2: 1, 3: 0.1, 5: 0.1, 6: 0.01, 10: 1e-3}),
     ("step-each", schedule.step(1, gamma=0.5), {0: 1, 1: 0.5, 10: 2.0**-10}),
-    ("step-up", schedule.step(np.int64(5), gamma=2), {0: 1, 1: 1, 4: 1, 5: 2, 10: 4}),
+    ("step-up", schedule.step(np.int64(5), gamma=2),  # type: ignore[arg-type]
+     {0: 1, 1: 1, 4: 1, 5: 2, 10: 4}),
     ("step-off", schedule.step(2, gamma=0.0), {0: 1, 1: 1, 2: 0, 10: 0}),
     ("cosine", schedule.cosine(4),
      {0: 1, 1: (1 + SQRT_HALF) / 2, 2: 0.5, 3: (1 - SQRT_HALF) / 2, 4: 0, 6: 0.5, 8: 1, 10: 0.5}),

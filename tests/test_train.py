@@ -334,7 +334,7 @@ def test_interruption_keeps_what_there_is(optimizer: Any, schedule: Any, done: i
     class Recorded(optim.SGD):
         def step(self, grads: Any) -> None:
             super().step(grads)
-            taken.append(np.array(self._params[0]))
+            taken.append(np.array(self.param_groups[0]["params"][0]))
 
     whole = run(Recorded, CONSTANT, 3)
     assert_array_equal(stopped.params.theta, taken[done - 1])

@@ -30,6 +30,9 @@ Layout from_numpy(const py::handle& object, const char* name) {
     }
     for (py::ssize_t i = 0; i < a.ndim(); ++i) {
         l.array.shape.push_back(a.shape(i));
+        if (a.itemsize() && a.strides(i) % a.itemsize() != 0) {
+            raise_value(name, "strides of whole elements", std::to_string(a.strides(i)) + " bytes");
+        }
         l.strides.push_back(a.itemsize() ? a.strides(i) / a.itemsize() : 0);
     }
     l.array.owner = a;

@@ -88,7 +88,8 @@ struct Bound {
     py::object object;
     View view;
     const dlpack::Exchange* exchange = nullptr;
-    py::object memory;   // keeps the memory, should the object be given other memory
+    py::object memory;  // keeps the memory, should the object be given other memory
+    bool writable = true;
     bool valid = false;  // it was looked at and found good
     explicit operator bool() const { return valid; }
 };
@@ -111,6 +112,7 @@ bool look(Bound& bound, const char* name) {
     const bool same = bound.view.shape == l.array.shape && bound.view.strides == l.strides &&
                       bound.view.dtype.code == dtype.code && bound.view.dtype.bits == dtype.bits;
     bound.view = {l.array.data, dtype, l.array.shape, l.strides};
+    bound.writable = l.writable;
     return !same;
 }
 
@@ -118,10 +120,10 @@ Bound bind(const py::handle& object, const char* name, Access access) {
     Bound bound;
     bound.object = py::reinterpret_borrow<py::object>(object);
     bound.exchange = exchange_of(object);
-    if (!bound.exchange && access == Access::write && !inspect(object, name).writable) {
+    look(bound, name);
+    if (access == Access::write && !bound.writable) {
         raise_value(name, "a writable array", "a read-only one");
     }
-    look(bound, name);
     if (bound.exchange && py::hasattr(object, "detach")) {
         bound.memory = object.attr("detach")();
     }
@@ -131,6 +133,7 @@ Bound bind(const py::handle& object, const char* name, Access access) {
 
 // Whether no two elements of an array share memory, for strides that nest.
 bool dense_enough(const View& v) {
+    if (v.size() == 0) return true;
     std::vector<std::pair<index, index>> axes;
     for (std::size_t a = 0; a < v.shape.size(); ++a) {
         if (v.shape[a] > 1) axes.emplace_back(std::abs(v.strides[a]), v.shape[a]);
@@ -357,7 +360,7 @@ class Update {
                 missing.push_back(i);
                 continue;
             }
-            take_gradient(e, i, std::move(g));
+            take_gradient(e, i, std::move(g), zero);
         }
         if (!missing.empty()) {
             release();
@@ -524,7 +527,7 @@ class Update {
         return true;
     }
 
-    void take_gradient(Entry& e, std::size_t i, py::object g) {
+    void take_gradient(Entry& e, std::size_t i, py::object g, bool zero) {
         Bound& b = e.gradient;
         const bool same_type = e.gradient_type == Py_TYPE(g.ptr());
         if (!same_type) {
@@ -555,6 +558,7 @@ class Update {
             lay_out(i);
             checked_[i] = nullptr;
         }
+        if (zero && !b.writable) raise_value("grads", "a writable array", "a read-only one");
         // An empty tensor may have no address.
         tensors_[i].gradient.data = b.view.data ? b.view.data : &nothing_;
     }

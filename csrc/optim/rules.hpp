@@ -16,6 +16,7 @@
 #include "optim/rules/rmsprop.hpp"
 #include "optim/rules/rprop.hpp"
 #include "optim/rules/sgd.hpp"
+#include "optim/rules/still.hpp"
 
 #define SP_RULES(X)            \
     X(Sgd)                     \
@@ -39,7 +40,8 @@
     X(Adafactor)               \
     X(AdafactorGradient)       \
     X(Muon)                    \
-    X(MuonMomentum)
+    X(MuonMomentum)            \
+    X(Still)
 
 SP_BEGIN
 

@@ -192,11 +192,50 @@ void apply(const void* rule, typename R::scalar* p, const typename R::scalar* g,
     apply_to<R>(rule, p, g, state, n, std::make_index_sequence<R::states>());
 }
 
+// What happens beside the rule in the same loop, so that all streams from memory overlap. `cleared`
+// receives zeros, and may be the gradients; `average` follows the parameters. Where one is not
+// wanted it is scratch.
+template <class T>
+struct Following {
+    T factor, weight;
+    T *cleared, *average;
+};
+
+template <class R, std::size_t... I>
+void apply_followed_to(const void* rule, typename R::scalar* p, const typename R::scalar* g,
+                       typename R::scalar* const* state, index n,
+                       const Following<typename R::scalar>& following, std::index_sequence<I...>) {
+    using T = typename R::scalar;
+    const R r = *static_cast<const R*>(rule);
+    const Following<T> f = following;
+    [[maybe_unused]] T* const states[] = {state[I]..., nullptr};
+#pragma GCC ivdep
+    for (index i = 0; i < n; ++i) {
+        const T scaled = g[i] * f.factor;
+        f.cleared[i] = T(0);
+        r(p[i], scaled, states[I][i]...);
+        f.average[i] = toward(f.average[i], p[i], f.weight);
+    }
+}
+
+template <class R>
+void apply_followed(const void* rule, typename R::scalar* p, const typename R::scalar* g,
+                    typename R::scalar* const* state, index n,
+                    const Following<typename R::scalar>& following) {
+    apply_followed_to<R>(rule, p, g, state, n, following, std::make_index_sequence<R::states>());
+}
+
 template <class T>
 using Apply = void (*)(const void*, T*, const T*, T* const*, index);
 #define SP_APPLY(R) &apply<R<T>>,
 template <class T>
 constexpr Apply<T> applies[] = {SP_RULES(SP_APPLY)};
+#undef SP_APPLY
+template <class T>
+using ApplyFollowed = void (*)(const void*, T*, const T*, T* const*, index, const Following<T>&);
+#define SP_APPLY(R) &apply_followed<R<T>>,
+template <class T>
+constexpr ApplyFollowed<T> applies_followed[] = {SP_RULES(SP_APPLY)};
 #undef SP_APPLY
 #define SP_COUNT(R) R<float>::states,
 constexpr int states_of[] = {SP_RULES(SP_COUNT)};
@@ -211,7 +250,7 @@ struct Loaded {
 
 template <class T>
 struct Scratch {
-    alignas(64) T p[chunk<T>], g[chunk<T>], other[chunk<T>], state[max_states][chunk<T>];
+    alignas(64) T p[chunk<T>], g[chunk<T>], average[chunk<T>], state[max_states][chunk<T>];
     alignas(64) std::uint16_t random[1 + max_states][chunk<T>];
 };
 
@@ -223,7 +262,7 @@ T* loaded(const Tensor& t, const Strided& o, index begin, index n, T* scratch) {
 }
 
 template <class T>
-Loaded<T> load_all(const Tensor& t, T factor, index begin, index n, Scratch<T>& s) {
+Loaded<T> load_all(const Tensor& t, index begin, index n, Scratch<T>& s) {
     Loaded<T> l;
     l.p = s.p;
     if (t.remainder.data) {
@@ -231,12 +270,7 @@ Loaded<T> load_all(const Tensor& t, T factor, index begin, index n, Scratch<T>& 
     } else {
         l.p = loaded(t, t.p, begin, n, s.p);
     }
-    T* const g = loaded(t, t.gradient, begin, n, s.g);
-    l.g = g;
-    if (factor != T(1)) {
-        for (index i = 0; i < n; ++i) s.g[i] = g[i] * factor;
-        l.g = s.g;
-    }
+    l.g = loaded(t, t.gradient, begin, n, s.g);
     for (int k = 0; k < states_of[t.rule]; ++k)
         l.state[k] = loaded(t, t.state[k], begin, n, s.state[k]);
     return l;
@@ -259,7 +293,7 @@ void store_states(const Tensor& t, index begin, index n, const Loaded<T>& l,
 template <class T>
 void update_typed(const Part& part, T factor, const StepOptions& options, index begin, index end) {
     const Tensor& t = *part.tensor;
-    const Apply<T> apply = applies<T>[t.rule];
+    const ApplyFollowed<T> apply_followed = applies_followed<T>[t.rule];
     bool plain = factor == T(1) && !options.zero && !t.ema.data && !t.copy.data &&
                  !t.remainder.data && in_place<T>(t.p, 0) && in_place<T>(t.gradient, 0);
     bool rounds = !t.remainder.data && bytes_of(t.p.dtype) == 2;
@@ -270,34 +304,34 @@ void update_typed(const Part& part, T factor, const StepOptions& options, index 
         rounds = rounds || bytes_of(t.state[k].dtype) == 2;
     }
     if (plain) {
-        apply(part.rule, in_place<T>(t.p, begin), in_place<T>(t.gradient, begin), state,
-              end - begin);
+        applies<T>[t.rule](part.rule, in_place<T>(t.p, begin), in_place<T>(t.gradient, begin),
+                           state, end - begin);
         return;
     }
     Scratch<T> s;
+    // An average that nobody wants starts from numbers too: others could be slow.
+    if (!t.ema.data) std::fill_n(s.average, chunk<T>, T(0));
     for (index at = begin; at < end; at += chunk<T>) {
         const index n = std::min(chunk<T>, end - at);
-        const Loaded<T> l = load_all(t, factor, at, n, s);
-        apply(part.rule, l.p, l.g, l.state, n);
+        const Loaded<T> l = load_all(t, at, n, s);
+        T* const average = t.ema.data ? loaded(t, t.ema, at, n, s.average) : s.average;
+        T* const here = options.zero ? in_place<T>(t.gradient, at) : nullptr;
+        const Following<T> following{factor, T(options.ema_weight), here ? here : s.g, average};
+        apply_followed(part.rule, l.p, l.g, l.state, n, following);
         std::uint16_t (*random)[chunk<T>] = nullptr;
         if (options.random && rounds) {
             draw(part, options, at, n, s.random);
             random = s.random;
         }
         store_states(t, at, n, l, random);
-        if (t.ema.data) {
-            T* const average = loaded(t, t.ema, at, n, s.other);
-            const auto weight = T(options.ema_weight);
-            for (index i = 0; i < n; ++i) average[i] = toward(average[i], l.p[i], weight);
-            store_back<T>(t, t.ema, at, n, average, nullptr);
-        }
+        if (t.ema.data) store_back<T>(t, t.ema, at, n, average, nullptr);
         if (t.copy.data) store<T>(t, t.copy, at, n, l.p, nullptr);
         if (!t.remainder.data) {
             store_back<T>(t, t.p, at, n, l.p, random ? random[0] : nullptr);
         } else if constexpr (sizeof(T) == 4) {
             store_split(t, at, n, l.p);
         }
-        if (options.zero) clear(t, t.gradient, at, n);
+        if (options.zero && !here) clear(t, t.gradient, at, n);
     }
 }
 
@@ -310,19 +344,30 @@ void update_piece(const Part& part, double factor, const StepOptions& options, i
     }
 }
 
-// Lane i mod `lanes` takes element i. The square of a float is exact in double.
+// The square of a float is exact in double.
 template <class T>
-void add_squares(double* lane, const T* x, index n) {
-    for (index at = 0; at < n; at += lanes) {
-        const index count = std::min(lanes, n - at);
-        for (index i = 0; i < count; ++i) {
-            const double value = x[at + i];
-            if constexpr (sizeof(T) == 8) {
-                lane[i] = std::fma(value, value, lane[i]);
-            } else {
-                lane[i] = lane[i] + value * value;
-            }
+SP_HD double with_square(double sum, T x) {
+    const double value = x;
+    if constexpr (sizeof(T) == 8) {
+        return std::fma(value, value, sum);
+    } else {
+        return sum + value * value;
+    }
+}
+
+// Lane i mod `lanes` takes element i; `x` begins at a multiple of `lanes`.
+template <class T>
+void add_squares(double* __restrict lane, const T* __restrict x, index n) {
+    index at = 0;
+    for (; at + 4 * lanes <= n; at += 4 * lanes) {
+        for (index i = 0; i < lanes; ++i) {
+            const double sum = with_square(with_square(lane[i], x[at + i]), x[at + lanes + i]);
+            lane[i] = with_square(with_square(sum, x[at + 2 * lanes + i]), x[at + 3 * lanes + i]);
         }
+    }
+    for (; at < n; at += lanes) {
+        const index count = std::min(lanes, n - at);
+        for (index i = 0; i < count; ++i) lane[i] = with_square(lane[i], x[at + i]);
     }
 }
 
@@ -370,13 +415,14 @@ void prepare_typed(const Part& part, typename R::scalar factor, index begin, ind
     alignas(64) double lane[2][lanes] = {};
     for (index at = begin; at < end; at += chunk<T>) {
         const index n = std::min(chunk<T>, end - at);
-        const Loaded<T> l = load_all(t, factor, at, n, s);
+        const Loaded<T> l = load_all(t, at, n, s);
+        T* const direction = s.average;
         T* const m = l.state[0];
         T* const v = l.state[1];
 #pragma GCC ivdep
-        for (index i = 0; i < n; ++i) s.other[i] = r.prepare(l.p[i], l.g[i], m[i], v[i]);
+        for (index i = 0; i < n; ++i) direction[i] = r.prepare(l.p[i], l.g[i] * factor, m[i], v[i]);
         add_squares(lane[0], l.p, n);
-        add_squares(lane[1], s.other, n);
+        add_squares(lane[1], direction, n);
         store_states<T>(t, at, n, l, nullptr);
     }
     for (int k = 0; k < 2; ++k) sums[k] = folded(lane[k], lanes);
@@ -527,6 +573,23 @@ void sweep(const Stream& stream, const std::vector<Part>& parts, double factor,
     });
 }
 
+namespace {
+
+// What is beside parameters that stay goes on.
+void stay(const Stream& stream, std::vector<Tensor>& tensors, StepOptions options) {
+    if (tensors.empty()) return;
+    options.random = false;
+    unsigned char nothing = 0;
+    std::vector<Part> parts;
+    for (Tensor& t : tensors) {
+        t.rule = int(RuleId::Still);
+        parts.push_back({&t, &nothing, 0});
+    }
+    sweep(stream, parts, 1.0, options);
+}
+
+}  // namespace
+
 template <class T>
 void gather_direction(const Stream& stream, const Part& part, RuleId first, const double* hyper,
                       double factor, const StepOptions& options, T* x) {
@@ -597,18 +660,33 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
     }
     std::vector<Part> parts;
     parts.reserve(tensors.size());
+    std::vector<Tensor> still;
     for (const Tensor& t : tensors) {
-        if (t.gradient.data) parts.push_back({&t, nullptr, 0});
+        if (t.gradient.data) {
+            parts.push_back({&t, nullptr, 0});
+        } else if (t.ema.data || t.copy.data) {
+            still.push_back(t);
+            still.back().gradient = t.p;
+        }
     }
+    const auto skip = [&] {
+        state_->skipped = true;
+        if (!options.zero) return;
+        still.clear();
+        for (const Part& part : parts) {
+            still.push_back(*part.tensor);
+            still.back().ema = still.back().copy = {};
+        }
+        stay(stream, still, options);
+    };
+    state_->skipped = false;
     double factor = options.unscale;
     if (options.scale.data) factor /= value(options.scale);
-    state_->skipped = options.found_inf.data && value(options.found_inf) != 0.0;
-    if (state_->skipped) return;
+    if (options.found_inf.data && value(options.found_inf) != 0.0) return skip();
     if (options.norm) {
         const double norm = std::sqrt(sum_of_squares(stream, parts)) * std::fabs(factor);
         state_->norm = norm;
-        state_->skipped = options.check && !std::isfinite(norm);
-        if (state_->skipped) return;
+        if (options.check && !std::isfinite(norm)) return skip();
         // As clip_grad_norm_; a norm that is not a number goes through.
         const double coefficient = options.max_norm / (norm + 1e-6);
         if (!(coefficient >= 1.0)) factor *= coefficient;
@@ -652,6 +730,9 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
         }
     }
     sweep(stream, elementwise, factor, options);
+    StepOptions rest = options;
+    rest.zero = false;  // what stands for their gradients is themselves
+    stay(stream, still, rest);
 }
 
 #endif

@@ -1,101 +1,1097 @@
 #include "optim/update.hpp"
 
+#include <cstring>
+#include <new>
 #include <utility>
 
-#include "core/cuda.cuh"
-#include "optim/rules.hpp"
+#include "core/buffer.hpp"
+#include "core/philox.hpp"
+#include "optim/update_cuda.cuh"
 
 SP_BEGIN
 
+namespace optim_cuda {
+
 namespace {
 
-constexpr int threads = 256, unrolled = 4, chunk = threads * unrolled;
-constexpr int most_tensors = 64;  // as many as a kernel's arguments have room for
+constexpr int four = 4;  // elements that a thread takes at once
+constexpr index chunk = 2 * four * threads;
 
-// Chunks are numbered through all tensors of a launch; `first` is each tensor's first.
-template <class R>
-struct Launch {
-    R rule;
-    int count;
-    index chunks;
-    index first[most_tensors];
-    Tensor<typename R::scalar> tensors[most_tensors];
+// What a launch over some tensors reads. Around a rule on matrices `x` stands in for the parameter
+// or for the gradient.
+enum class Stage { whole, gather, apply };
+struct Update {
+    Device device;
+    Pieces pieces;
+    const Block* blocks;
+    Stage stage;
+    void* x;
+    double ema_weight;
+    bool zero, random;
+    std::uint64_t seed;
 };
 
-template <class R, std::size_t... I>
-__device__ __forceinline__ void update_chunk(const R& rule,
-                                             const Tensor<typename R::scalar>& tensor, index begin,
-                                             std::index_sequence<I...>) {
-    using T = typename R::scalar;
-    T p[unrolled], g[unrolled];
-    [[maybe_unused]] T state[R::states + 1][unrolled];
-    // All loads come first, to have them under way together.
+// Four elements as they are stored, those in float or double as T.
+template <class T>
+struct Raw {
+    std::uint32_t word[sizeof(T)];
+};
+
+__device__ __forceinline__ bool is_half(Dtype dtype) { return bytes_of(dtype) == 2; }
+
+__device__ __forceinline__ std::uint16_t half_of(const std::uint32_t* word, int k) {
+    return std::uint16_t(word[k / 2] >> (16 * (k % 2)));
+}
+
+template <class T>
+__device__ __forceinline__ T value_of(const std::uint32_t* word, int k) {
+    if constexpr (sizeof(T) == 4) {
+        return bit_cast<T>(word[k]);
+    } else {
+        return bit_cast<T>(std::uint64_t(word[2 * k + 1]) << 32 | word[2 * k]);
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void set_value(std::uint32_t* word, int k, T x) {
+    if constexpr (sizeof(T) == 4) {
+        word[k] = bit_cast<std::uint32_t>(x);
+    } else {
+        const auto bits = bit_cast<std::uint64_t>(x);
+        word[2 * k] = std::uint32_t(bits);
+        word[2 * k + 1] = std::uint32_t(bits >> 32);
+    }
+}
+
+// An array, and whether four of its elements can be read at once.
+struct Operand : Array {
+    bool vectors;
+};
+
+template <class T>
+__device__ __forceinline__ Operand operand(const Array& a) {
+    const auto address = reinterpret_cast<std::uintptr_t>(a.data);
+    const bool aligned = is_half(a.dtype) ? address % 8 == 0
+                                          : a.dtype == dtype_of<T> && address % 16 == 0;
+    return {a, a.strides < 0 && aligned};
+}
+
+// Strided, unaligned, at the end of an array, or in another type. Not inlined, to keep what is rare
+// out of the loop.
+template <class T>
+__device__ __noinline__ Raw<T> fetch_slowly(const index* numbers, const Item& item, Array a,
+                                            index at, int n) {
+    Raw<T> raw{};
+    for_places(numbers, item, a.strides, at, n, [&](int k, index place) {
+        if (is_half(a.dtype)) {
+            const std::uint32_t half = static_cast<const std::uint16_t*>(a.data)[place];
+            raw.word[k / 2] |= half << (16 * (k % 2));
+        } else {
+            set_value(raw.word, k, load_at<T>(a, place));
+        }
+    });
+    return raw;
+}
+
+template <class T>
+__device__ __noinline__ void put_slowly(const index* numbers, const Item& item, Array a, index at,
+                                        int n, Raw<T> raw) {
+    for_places(numbers, item, a.strides, at, n, [&](int k, index place) {
+        if (is_half(a.dtype)) {
+            static_cast<std::uint16_t*>(a.data)[place] = half_of(raw.word, k);
+        } else {
+            store_at(a, place, value_of<T>(raw.word, k));
+        }
+    });
+}
+
+template <class T>
+__device__ __forceinline__ Raw<T> fetch(const index* numbers, const Item& item, const Operand& o,
+                                        index at, int n) {
+    if (!o.vectors || n < four) return fetch_slowly<T>(numbers, item, o, at, n);
+    Raw<T> raw{};
+    if (is_half(o.dtype)) {
+        const uint2 v = *reinterpret_cast<const uint2*>(static_cast<std::uint16_t*>(o.data) + at);
+        raw.word[0] = v.x;
+        raw.word[1] = v.y;
+        return raw;
+    }
+    const auto* const from = reinterpret_cast<const uint4*>(static_cast<T*>(o.data) + at);
 #pragma unroll
-    for (int k = 0; k < unrolled; ++k) {
-        const index i = begin + k * threads;
-        if (i >= tensor.size) continue;
-        p[k] = tensor.p[i];
-        g[k] = tensor.gradient[i];
-        ((state[I][k] = tensor.state[I][i]), ...);
+    for (int k = 0; k < int(sizeof(T) / 4); ++k) {
+        const uint4 v = from[k];
+        raw.word[4 * k] = v.x;
+        raw.word[4 * k + 1] = v.y;
+        raw.word[4 * k + 2] = v.z;
+        raw.word[4 * k + 3] = v.w;
+    }
+    return raw;
+}
+
+template <class T>
+__device__ __forceinline__ void put(const index* numbers, const Item& item, const Operand& o,
+                                    index at, int n, const Raw<T>& raw) {
+    if (!o.vectors || n < four) {
+        put_slowly<T>(numbers, item, o, at, n, raw);
+    } else if (is_half(o.dtype)) {
+        *reinterpret_cast<uint2*>(static_cast<std::uint16_t*>(o.data) + at) =
+            uint2{raw.word[0], raw.word[1]};
+    } else {
+        auto* const to = reinterpret_cast<uint4*>(static_cast<T*>(o.data) + at);
+#pragma unroll
+        for (int k = 0; k < int(sizeof(T) / 4); ++k) {
+            const std::uint32_t* const w = raw.word + 4 * k;
+            to[k] = uint4{w[0], w[1], w[2], w[3]};
+        }
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void decode(Dtype dtype, const Raw<T>& raw, T (&x)[four]) {
+#pragma unroll
+    for (int k = 0; k < four; ++k) {
+        if (dtype == Dtype::bf16) {
+            x[k] = T(widen(bfloat16{half_of(raw.word, k)}));
+        } else if (dtype == Dtype::f16) {
+            x[k] = T(widen(float16{half_of(raw.word, k)}));
+        } else {
+            x[k] = value_of<T>(raw.word, k);
+        }
+    }
+}
+
+// Random bits of four elements: field 0 is the parameter's, those after it the states'.
+struct Draws {
+    Philox of[four];
+    __device__ __forceinline__ std::uint32_t field(int k, int f) const {
+        return of[k].word[f / 2] >> (16 * (f % 2)) & 0xffff;
+    }
+};
+static_assert(max_states <= 7, "a draw has eight fields of 16 bits");
+
+__device__ __noinline__ Draws draw(const index* numbers, const Item& item, index step,
+                                   std::uint64_t seed, index at, int n) {
+    Draws draws{};
+    for_places(numbers, item, item.logical, at, n, [&](int k, index place) {
+        const auto element = std::uint64_t(place);
+        draws.of[k] = philox({{std::uint32_t(element), std::uint32_t(element >> 32),
+                               std::uint32_t(step), std::uint32_t(item.id)}},
+                             seed);
+    });
+    return draws;
+}
+
+__device__ __noinline__ std::uint16_t half_nearest(Dtype dtype, float x) {
+    return dtype == Dtype::bf16 ? rounded<bfloat16>(x).bits : rounded<float16>(x).bits;
+}
+__device__ __noinline__ std::uint16_t half_at_random(Dtype dtype, float x, std::uint32_t random) {
+    return dtype == Dtype::bf16 ? rounded_randomly<bfloat16>(x, random).bits
+                                : rounded_randomly<float16>(x, random).bits;
+}
+
+template <class T>
+__device__ __forceinline__ Raw<T> encode(Dtype dtype, const T (&x)[four], bool random = false,
+                                         const Draws& draws = {}, int field = 0) {
+    Raw<T> raw{};
+    if (!is_half(dtype)) {
+#pragma unroll
+        for (int k = 0; k < four; ++k) set_value(raw.word, k, x[k]);
+        return raw;
     }
 #pragma unroll
-    for (int k = 0; k < unrolled; ++k) {
-        const index i = begin + k * threads;
-        if (i >= tensor.size) continue;
+    for (int k = 0; k < four; ++k) {
+        const std::uint32_t half =
+            random ? half_at_random(dtype, float(x[k]), draws.field(k, field))
+                   : half_nearest(dtype, float(x[k]));
+        raw.word[k / 2] |= half << (16 * (k % 2));
+    }
+    return raw;
+}
+
+// A tensor's arrays as a launch sees them.
+template <class T>
+struct Operands {
+    Operand p, gradient, ema, copy, remainder, state[max_states];
+    bool rounds;  // some are to be rounded at random
+};
+
+template <class T>
+__device__ __forceinline__ Operands<T> operands(const Update& u, const Item& item, int tensor,
+                                                int states) {
+    const Array x{u.x, -1, dtype_of<T>};
+    const Array none{nullptr, -1, dtype_of<T>};
+    const bool gather = u.stage == Stage::gather;
+    Array gradient = item.gradient;
+    gradient.data = u.device.gradients[tensor];
+    Operands<T> o;
+    o.p = operand<T>(gather ? x : item.p);
+    o.gradient = operand<T>(u.stage == Stage::apply ? x : gradient);
+    o.ema = operand<T>(gather ? none : item.ema);
+    o.copy = operand<T>(gather ? none : item.copy);
+    o.remainder = operand<T>(gather ? none : item.remainder);
+    o.rounds = u.random && o.remainder.data == nullptr && is_half(o.p.dtype);
+#pragma unroll
+    for (int k = 0; k < max_states; ++k) {
+        if (k >= states) break;
+        o.state[k] = operand<T>(item.state[k]);
+        o.rounds = o.rounds || (u.random && is_half(o.state[k].dtype));
+    }
+    return o;
+}
+
+template <class R, std::size_t... I>
+__device__ __forceinline__ void update_four(const Update& u, const Item& item,
+                                            const Operands<typename R::scalar>& o, const R& rule,
+                                            typename R::scalar factor, index step, index at, int n,
+                                            std::index_sequence<I...>) {
+    using T = typename R::scalar;
+    const index* const numbers = u.device.numbers;
+    // All loads come first, to have them under way together.
+    const Raw<T> p_raw = fetch<T>(numbers, item, o.p, at, n);
+    const Raw<T> g_raw = fetch<T>(numbers, item, o.gradient, at, n);
+    [[maybe_unused]] const Raw<T> state_raw[] = {
+        fetch<T>(numbers, item, o.state[I], at, n)..., Raw<T>{}};
+    Raw<T> low{}, ema_raw{};
+    if (o.remainder.data) low = fetch<T>(numbers, item, o.remainder, at, n);
+    if (o.ema.data) ema_raw = fetch<T>(numbers, item, o.ema, at, n);
+
+    T p[four], g[four];
+    [[maybe_unused]] T state[R::states + 1][four];
+    decode(o.p.dtype, p_raw, p);
+    decode(o.gradient.dtype, g_raw, g);
+    (decode(o.state[I].dtype, state_raw[I], state[I]), ...);
+    if (o.remainder.data) {
+#pragma unroll
+        for (int k = 0; k < four; ++k) {
+            p[k] = T(joined(bfloat16{half_of(p_raw.word, k)},
+                            std::int16_t(half_of(low.word, k))));
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < four; ++k) {
+        g[k] *= factor;
         rule(p[k], g[k], state[I][k]...);
-        tensor.p[i] = p[k];
-        ((tensor.state[I][i] = state[I][k]), ...);
+    }
+
+    Draws draws{};
+    if (o.rounds) draws = draw(numbers, item, step, u.seed, at, n);
+    (put(numbers, item, o.state[I], at, n,
+         encode(o.state[I].dtype, state[I], o.rounds, draws, 1 + int(I))),
+     ...);
+    if (o.ema.data) {
+        T average[four];
+        decode(o.ema.dtype, ema_raw, average);
+        const auto weight = T(u.ema_weight);
+#pragma unroll
+        for (int k = 0; k < four; ++k) average[k] = toward(average[k], p[k], weight);
+        put(numbers, item, o.ema, at, n, encode(o.ema.dtype, average));
+    }
+    if (o.copy.data) put(numbers, item, o.copy, at, n, encode(o.copy.dtype, p));
+    if (o.remainder.data) {
+        Raw<T> high{};
+        low = {};
+#pragma unroll
+        for (int k = 0; k < four; ++k) {
+            const auto x = float(p[k]);
+            high.word[k / 2] |= std::uint32_t(high_part(x).bits) << (16 * (k % 2));
+            low.word[k / 2] |= std::uint32_t(std::uint16_t(low_part(x))) << (16 * (k % 2));
+        }
+        put(numbers, item, o.remainder, at, n, low);
+        put(numbers, item, o.p, at, n, high);
+    } else {
+        put(numbers, item, o.p, at, n, encode(o.p.dtype, p, o.rounds, draws));
+    }
+    if (u.zero) put(numbers, item, o.gradient, at, n, Raw<T>{});
+}
+
+template <class R>
+__global__ void __launch_bounds__(threads) update_kernel(const __grid_constant__ Update u) {
+    using T = typename R::scalar;
+    static_assert(sizeof(R) <= rule_bytes && R::states <= max_states, "a rule's limits");
+    const Device& d = u.device;
+    if (d.status->skipped) return;
+    const auto factor = u.stage == Stage::apply ? T(1) : T(d.status->factor);
+    for (index c = blockIdx.x; c < u.pieces.total; c += gridDim.x) {
+        const int piece = owner(u.pieces, c), tensor = u.pieces.tensors[piece];
+        if (d.gradients[tensor] == nullptr) continue;
+        const Item& item = d.items[tensor];
+        const R rule = *reinterpret_cast<const R*>(&u.blocks[tensor]);
+        const auto o = operands<T>(u, item, tensor, R::states);
+        const index step = d.clocks[tensor].steps;
+        const index begin = (c - u.pieces.first[piece]) * chunk;
+        const index end = begin + chunk < item.size ? begin + chunk : item.size;
+        for (index at = begin + four * index(threadIdx.x); at < end; at += four * threads) {
+            const int n = end - at < four ? int(end - at) : four;
+            update_four(u, item, o, rule, factor, step, at, n,
+                        std::make_index_sequence<R::states>());
+        }
+    }
+}
+
+// LAMB's first pass, of which the sums are |p|^2 and |r|^2 by slab, one after all of the other.
+template <class R>
+__global__ void __launch_bounds__(threads) prepare_kernel(const __grid_constant__ Update u) {
+    using T = typename R::scalar;
+    constexpr int unrolled = 4;
+    const Device& d = u.device;
+    if (d.status->skipped) return;
+    const auto factor = T(d.status->factor);
+    for (index s = blockIdx.x; s < u.pieces.total; s += gridDim.x) {
+        const int piece = owner(u.pieces, s), tensor = u.pieces.tensors[piece];
+        if (d.gradients[tensor] == nullptr) continue;  // of the whole block
+        const Item& item = d.items[tensor];
+        const R rule = *reinterpret_cast<const R*>(&u.blocks[tensor]);
+        Array gradient = item.gradient;
+        gradient.data = d.gradients[tensor];
+        const Array &m = item.state[0], &v = item.state[1];
+        const index begin = (s - u.pieces.first[piece]) * slab;
+        const index end = begin + slab < item.size ? begin + slab : item.size;
+        double p2 = 0.0, r2 = 0.0;
+        for (index base = begin + index(threadIdx.x); base < end; base += unrolled * threads) {
+            T p[unrolled], g[unrolled], means[unrolled], squares[unrolled];
+#pragma unroll
+            for (int k = 0; k < unrolled; ++k) {
+                const index i = base + k * threads;
+                if (i >= end) break;
+                p[k] = parameter<T>(d.numbers, item, i);
+                g[k] = load_at<T>(gradient, place_of(d.numbers, item, gradient.strides, i));
+                means[k] = load_at<T>(m, place_of(d.numbers, item, m.strides, i));
+                squares[k] = load_at<T>(v, place_of(d.numbers, item, v.strides, i));
+            }
+#pragma unroll
+            for (int k = 0; k < unrolled; ++k) {
+                const index i = base + k * threads;
+                if (i >= end) break;
+                const T r = rule.prepare(p[k], g[k] * factor, means[k], squares[k]);
+                store_at(m, place_of(d.numbers, item, m.strides, i), means[k]);
+                store_at(v, place_of(d.numbers, item, v.strides, i), squares[k]);
+                p2 = add_square(p2, double(p[k]));
+                r2 = add_square(r2, double(r));
+            }
+        }
+        p2 = folded(p2, threads);
+        r2 = folded(r2, threads);
+        if (threadIdx.x == 0) {
+            d.sums[s] = p2;
+            d.sums[u.pieces.total + s] = r2;
+        }
     }
 }
 
 template <class R>
-__global__ void __launch_bounds__(threads) update_kernel(const __grid_constant__ Launch<R> launch) {
-    for (index c = blockIdx.x; c < launch.chunks; c += gridDim.x) {
-        int t = 0, above = launch.count;  // first[t] <= c < first[above]
-        while (above - t > 1) {
-            const int middle = (t + above) / 2;
-            if (launch.first[middle] <= c) {
-                t = middle;
-            } else {
-                above = middle;
-            }
-        }
-        update_chunk(launch.rule, launch.tensors[t],
-                     (c - launch.first[t]) * chunk + index(threadIdx.x),
-                     std::make_index_sequence<R::states>());
+__global__ void __launch_bounds__(threads) norms_kernel(const __grid_constant__ Update u) {
+    const Device& d = u.device;
+    if (d.status->skipped) return;
+    for (int piece = int(blockIdx.x); piece < u.pieces.count; piece += int(gridDim.x)) {
+        const int tensor = u.pieces.tensors[piece];
+        if (d.gradients[tensor] == nullptr) continue;
+        const index first = u.pieces.first[piece], count = slabs_of(d.items[tensor].size);
+        const double p2 = sum_in_order(d.sums + first, count);
+        const double r2 = sum_in_order(d.sums + u.pieces.total + first, count);
+        if (threadIdx.x == 0) reinterpret_cast<R*>(&d.blocks[tensor])->set_norms(p2, r2);
     }
 }
+
+// The gradient's sum of squares over one slab, in thread 0.
+template <class S>
+__device__ __forceinline__ double squares_of(const Device& d, const Item& item, const void* data,
+                                             int strides, index begin, index end) {
+    const S* const x = static_cast<const S*>(data);
+    double sum = 0.0;
+    if (strides < 0) {
+#pragma unroll 16
+        for (index i = begin + index(threadIdx.x); i < end; i += threads) {
+            sum = add_square(sum, double(widen(x[i])));
+        }
+    } else {
+        for (index i = begin + index(threadIdx.x); i < end; i += threads) {
+            sum = add_square(sum, double(widen(x[place_of(d.numbers, item, strides, i)])));
+        }
+    }
+    return folded(sum, threads);
+}
+
+__global__ void __launch_bounds__(threads)
+    squares_kernel(const __grid_constant__ Device d, const __grid_constant__ Pieces pieces) {
+    for (index s = blockIdx.x; s < pieces.total; s += gridDim.x) {
+        const int piece = owner(pieces, s), tensor = pieces.tensors[piece];
+        const Item& item = d.items[tensor];
+        const void* const data = d.gradients[tensor];
+        const index begin = (s - pieces.first[piece]) * slab;
+        const index end = begin + slab < item.size ? begin + slab : item.size;
+        const int strides = item.gradient.strides;
+        double sum = 0.0;
+        if (data) {
+            switch (item.gradient.dtype) {
+                case Dtype::f32:
+                    sum = squares_of<float>(d, item, data, strides, begin, end);
+                    break;
+                case Dtype::f64:
+                    sum = squares_of<double>(d, item, data, strides, begin, end);
+                    break;
+                case Dtype::bf16:
+                    sum = squares_of<bfloat16>(d, item, data, strides, begin, end);
+                    break;
+                default: sum = squares_of<float16>(d, item, data, strides, begin, end);
+            }
+        }
+        if (threadIdx.x == 0) d.sums[s] = sum;
+    }
+}
+
+template <class S>
+__device__ double value(const S& s) {
+    return s.wide ? *static_cast<const double*>(s.data) : *static_cast<const float*>(s.data);
+}
+
+// What the options leave to be decided on the device.
+struct Question {
+    double unscale, max_norm;
+    Scalar scale, found_inf;
+    bool norm, check;
+    __device__ bool found() const { return found_inf.data && value(found_inf) != 0.0; }
+};
+
+__device__ void decide(const Question& q, double sum, Status& status) {
+    status.skipped = q.found();
+    if (status.skipped) return;
+    double factor = q.unscale;
+    if (q.scale.data) factor /= value(q.scale);
+    if (q.norm) {
+        const double norm = std::sqrt(sum) * std::fabs(factor);
+        status.norm = norm;
+        status.skipped = q.check && !(norm - norm == 0.0);
+        // As clip_grad_norm_; a norm that is not a number goes through.
+        const double coefficient = q.max_norm / (norm + 1e-6);
+        if (!(coefficient >= 1.0)) factor *= coefficient;
+    }
+    status.factor = factor;
+}
+
+__global__ void __launch_bounds__(threads)
+    decide_kernel(const __grid_constant__ Device d, const index slabs, const Question q) {
+    const double sum = sum_in_order(d.sums, slabs);
+    if (threadIdx.x == 0) decide(q, sum, *d.status);
+}
+
+template <template <class> class R>
+__device__ void build(bool wide, Block& out, const double* h, index step, double* carry) {
+    if (wide) {
+        new (out.bytes) R<double>(h, step, carry);
+    } else {
+        new (out.bytes) R<float>(h, step, carry);
+    }
+}
+
+// A step's scalars. Without a norm this is the first kernel, and what there is to decide comes down
+// to this.
+constexpr int few = 64;  // threads, so that tensors spread over the device
+__global__ void __launch_bounds__(few)
+    begin_kernel(const __grid_constant__ Device d, const Question q) {
+    const int tensor = int(blockIdx.x * few + threadIdx.x);
+    if (tensor == 0 && !q.norm) decide(q, 0.0, *d.status);
+    if (tensor >= d.count || d.gradients[tensor] == nullptr) return;
+    if (q.norm ? d.status->skipped != 0 : q.found()) return;
+    const Item& item = d.items[tensor];
+    double h[max_hyper];
+    for (int k = 0; k < max_hyper; ++k) h[k] = d.hyper[item.hyper * max_hyper + k];
+    if (d.rates[item.hyper].data) h[0] = value(d.rates[item.hyper]);
+    Clock clock = d.clocks[tensor];
+    ++clock.steps;
+    switch (item.rule) {
+#define SP_BUILD(R)                                                             \
+    case int(RuleId::R):                                                        \
+        build<R>(item.wide, d.blocks[tensor], h, clock.steps, clock.carry);     \
+        break;
+        SP_RULES(SP_BUILD)
+#undef SP_BUILD
+    }
+    if (item.rule == int(RuleId::Adafactor)) {
+        build<AdafactorGradient>(item.wide, d.first_blocks[tensor], h, clock.steps, nullptr);
+    } else if (item.rule == int(RuleId::Muon)) {
+        build<MuonMomentum>(item.wide, d.first_blocks[tensor], h, clock.steps, nullptr);
+    }
+    d.clocks[tensor] = clock;
+}
+
+template <class R>
+void launch(const Stream& stream, const Update& u) {
+    if (u.pieces.total == 0) return;
+    update_kernel<R><<<grid(stream, u.pieces.total, 1), threads, 0, native(stream).stream>>>(u);
+    check(cudaGetLastError(), "update");
+}
+
+using Launch = void (*)(const Stream&, const Update&);
+#define SP_LAUNCH(R) {&launch<R<float>>, &launch<R<double>>},
+constexpr Launch launches[][2] = {SP_RULES(SP_LAUNCH)};
+#undef SP_LAUNCH
+#define SP_FLAG(R) by_norms<R<float>>,
+constexpr bool needs_norms[] = {SP_RULES(SP_FLAG)};
+#undef SP_FLAG
+#define SP_COUNT(R) R<float>::states,
+constexpr int states_of[] = {SP_RULES(SP_COUNT)};
+#undef SP_COUNT
+constexpr int rules = sizeof(states_of) / sizeof(states_of[0]);
+
+constexpr bool on_matrices(int rule) {
+    return rule == int(RuleId::Adafactor) || rule == int(RuleId::Muon);
+}
+
+// The one rule by norms is LAMB.
+template <class R>
+void prepare(const Stream& stream, const Update& u) {
+    const cudaStream_t queue = native(stream).stream;
+    prepare_kernel<R><<<grid(stream, u.pieces.total, 1), threads, 0, queue>>>(u);
+    check(cudaGetLastError(), "prepare");
+    norms_kernel<R><<<grid(stream, u.pieces.count, 1), threads, 0, queue>>>(u);
+    check(cudaGetLastError(), "norms");
+}
+
+Update update_of(const Device& device, const Pieces& pieces, const StepOptions& options) {
+    return {device,
+            pieces,
+            device.blocks,
+            Stage::whole,
+            nullptr,
+            options.ema_weight,
+            options.zero,
+            options.random,
+            options.seed};
+}
+
+// Bytes that travel as a kernel's arguments: a launch keeps them, so that the host's may change at
+// once, and nothing is waited for.
+struct Packet {
+    std::uint32_t word[960];  // arguments are at most 4 KB
+};
+__global__ void __launch_bounds__(threads)
+    write_kernel(const __grid_constant__ Packet packet, std::uint32_t* to, int count) {
+    for (int i = int(threadIdx.x); i < count; i += threads) to[i] = packet.word[i];
+}
+
+// A multiple of 4 bytes.
+void write(cudaStream_t queue, void* device, const void* host, std::size_t bytes) {
+    const auto* from = static_cast<const char*>(host);
+    auto* to = static_cast<char*>(device);
+    while (bytes > 0) {
+        Packet packet;
+        const std::size_t now = std::min(bytes, sizeof packet);
+        std::memcpy(packet.word, from, now);
+        write_kernel<<<1, threads, 0, queue>>>(
+            packet, reinterpret_cast<std::uint32_t*>(to), int(now / sizeof(std::uint32_t)));
+        check(cudaGetLastError(), "write");
+        from += now;
+        to += now;
+        bytes -= now;
+    }
+}
+
+// Memory that belongs to no stream: steps may run on several, and graphs hold its address.
+class Memory {
+   public:
+    Memory() = default;
+    explicit Memory(std::size_t bytes) : bytes_(bytes) {
+        const cudaError_t status = cudaMalloc(&data_, bytes);
+        if (status == cudaErrorMemoryAllocation) {
+            (void)cudaGetLastError();
+            throw std::bad_alloc();
+        }
+        check(status, "cudaMalloc");
+    }
+    Memory(Memory&& other) noexcept { *this = std::move(other); }
+    Memory& operator=(Memory&& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(bytes_, other.bytes_);
+        return *this;
+    }
+    // Waits for the device, so for whatever was queued on the memory.
+    ~Memory() {
+        if (data_ != nullptr && !forked()) (void)cudaFree(data_);
+    }
+    char* data() const { return static_cast<char*>(data_); }
+    std::size_t bytes() const { return bytes_; }
+
+   private:
+    void* data_ = nullptr;
+    std::size_t bytes_ = 0;
+};
+
+// Arrays in one piece of memory: those that the host writes, and then those it leaves alone.
+class Image {
+   public:
+    template <class X>
+    std::size_t add(const std::vector<X>& x) {
+        const std::size_t at = bytes_.size();
+        bytes_.resize(padded(at + x.size() * sizeof(X)));
+        if (!x.empty()) std::memcpy(bytes_.data() + at, x.data(), x.size() * sizeof(X));
+        return at;
+    }
+    template <class X>
+    std::size_t leave(std::size_t count) {
+        const std::size_t at = bytes_.size() + left_;
+        left_ += padded(count * sizeof(X));
+        return at;
+    }
+    const std::vector<char>& bytes() const { return bytes_; }
+    std::size_t total() const { return bytes_.size() + left_; }
+
+   private:
+    static std::size_t padded(std::size_t n) { return (n + 15) / 16 * 16; }
+    std::vector<char> bytes_;
+    std::size_t left_ = 0;
+};
+
+// The tensors of one launch.
+struct Group {
+    int rule;
+    bool wide;
+    std::vector<int> tensors;
+    Pieces chunks, slabs;  // slabs for rules by norms only
+};
+
+template <class X>
+bool same(const std::vector<X>& a, const std::vector<X>& b) {
+    return a.size() == b.size() &&
+           (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(X)) == 0);
+}
+
+// What the host has told the device of tensors and numbers. It is told again what has changed.
+class Tables {
+   public:
+    void tell(cudaStream_t queue, const std::vector<Tensor>& tensors,
+              const std::vector<double>& hyper, const std::vector<Scalar>& rates);
+    // With the gradients that are there at the moment.
+    const Device& device() const { return device_; }
+    const Pieces& slabs() const { return slabs_; }
+    const std::vector<Group>& groups() const { return groups_; }
+
+   private:
+    void describe(const std::vector<Tensor>& tensors, std::size_t rows, std::vector<index>& key);
+    void lay_out(cudaStream_t queue, const std::vector<Tensor>& tensors, std::size_t rows);
+    template <class X>
+    void send(cudaStream_t queue, const void* device, const std::vector<X>& now,
+              std::vector<X>& told);
+
+    Memory memory_;
+    Device device_{};
+    Pieces slabs_{};
+    std::vector<Group> groups_;
+    // As told, and room to write down what is to be told.
+    std::vector<index> key_, new_key_;
+    std::vector<void*> gradients_, new_gradients_;
+    std::vector<double> hyper_;
+    std::vector<Rate> rates_, new_rates_;
+};
+
+// All of the tensors but where their gradients are.
+void Tables::describe(const std::vector<Tensor>& tensors, std::size_t rows,
+                      std::vector<index>& key) {
+    key.clear();
+    key.push_back(index(rows));
+    key.push_back(index(tensors.size()));
+    for (const Tensor& t : tensors) {
+        const auto numbers = [&](const index* n) {
+            key.push_back(n != nullptr);
+            if (n) key.insert(key.end(), n, n + t.axes);
+        };
+        const auto array = [&](const Strided& a) {
+            key.push_back(index(a.dtype));
+            numbers(a.strides);
+        };
+        for (index n : {t.size, index(t.axes), index(t.rule), index(t.hyper), t.id}) {
+            key.push_back(n);
+        }
+        numbers(t.extents);
+        numbers(t.logical);
+        array(t.gradient);
+        for (const Strided* a : {&t.p, &t.ema, &t.copy, &t.remainder}) {
+            key.push_back(reinterpret_cast<index>(a->data));
+            array(*a);
+        }
+        for (const Strided& a : t.state) {
+            key.push_back(reinterpret_cast<index>(a.data));
+            array(a);
+        }
+    }
+}
+
+void Tables::lay_out(cudaStream_t queue, const std::vector<Tensor>& tensors, std::size_t rows) {
+    Image image;
+    std::vector<Item> items;
+    std::vector<index> numbers;
+    for (const Tensor& t : tensors) {
+        const auto place = [&](const index* n) {
+            if (n == nullptr) return -1;
+            const auto at = int(numbers.size());
+            numbers.insert(numbers.end(), n, n + t.axes);
+            return at;
+        };
+        const auto array = [&](const Strided& a) {
+            return Array{a.data, place(a.strides), a.dtype};
+        };
+        Item item{};
+        item.size = t.size;
+        item.id = t.id;
+        item.p = array(t.p);
+        item.gradient = array(t.gradient);
+        item.ema = array(t.ema);
+        item.copy = array(t.copy);
+        item.remainder = array(t.remainder);
+        for (int k = 0; k < max_states; ++k) item.state[k] = array(t.state[k]);
+        item.rule = t.rule;
+        item.hyper = t.hyper;
+        item.axes = t.axes;
+        item.extents = place(t.extents);
+        item.logical = place(t.logical);
+        item.wide = t.p.dtype == Dtype::f64;
+        items.push_back(item);
+    }
+    // One group for each rule and type, but for rules on matrices, which go one by one.
+    groups_.clear();
+    int places[rules][2];
+    for (auto& place : places) place[0] = place[1] = -1;
+    std::vector<int> all;
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+        if (tensors[i].size == 0) continue;
+        all.push_back(int(i));
+        const int rule = tensors[i].rule;
+        int& place = places[rule][items[i].wide];
+        if (place < 0 || on_matrices(rule)) {
+            place = int(groups_.size());
+            groups_.push_back({rule, items[i].wide, {}, {}, {}});
+        }
+        groups_[place].tensors.push_back(int(i));
+    }
+    // Places within the memory stand for addresses until there is memory.
+    const auto pieces = [&](const std::vector<int>& which, index each) {
+        std::vector<index> first;
+        index total = 0;
+        for (int i : which) {
+            first.push_back(total);
+            total += (tensors[i].size + each - 1) / each;
+        }
+        const std::size_t list = image.add(which), firsts = image.add(first);
+        return Pieces{reinterpret_cast<const int*>(list), reinterpret_cast<const index*>(firsts),
+                      int(which.size()), total};
+    };
+    slabs_ = pieces(all, slab);
+    index sums = slabs_.total;
+    for (Group& group : groups_) {
+        group.chunks = pieces(group.tensors, chunk);
+        group.slabs = {};
+        if (needs_norms[group.rule]) {
+            group.slabs = pieces(group.tensors, slab);
+            sums = std::max(sums, 2 * group.slabs.total);
+        }
+    }
+    const std::size_t n = tensors.size();
+    const std::size_t items_at = image.add(items), numbers_at = image.add(numbers);
+    const std::size_t gradients_at = image.leave<void*>(n);
+    const std::size_t hyper_at = image.leave<double>(rows * max_hyper);
+    const std::size_t rates_at = image.leave<Rate>(rows);
+    const std::size_t blocks_at = image.leave<Block>(2 * n);
+    const std::size_t sums_at = image.leave<double>(std::size_t(sums));
+
+    if (image.total() > memory_.bytes()) memory_ = Memory(image.total());
+    char* const base = memory_.data();
+    const auto at = [base](Pieces& p) {
+        const auto list = reinterpret_cast<std::size_t>(p.tensors);
+        const auto firsts = reinterpret_cast<std::size_t>(p.first);
+        p.tensors = reinterpret_cast<const int*>(base + list);
+        p.first = reinterpret_cast<const index*>(base + firsts);
+    };
+    at(slabs_);
+    for (Group& group : groups_) {
+        at(group.chunks);
+        at(group.slabs);
+    }
+    device_.items = reinterpret_cast<const Item*>(base + items_at);
+    device_.numbers = reinterpret_cast<const index*>(base + numbers_at);
+    device_.gradients = reinterpret_cast<void* const*>(base + gradients_at);
+    device_.hyper = reinterpret_cast<const double*>(base + hyper_at);
+    device_.rates = reinterpret_cast<const Rate*>(base + rates_at);
+    device_.blocks = reinterpret_cast<Block*>(base + blocks_at);
+    device_.first_blocks = device_.blocks + n;
+    device_.sums = reinterpret_cast<double*>(base + sums_at);
+    device_.count = int(n);
+    write(queue, base, image.bytes().data(), image.bytes().size());
+}
+
+template <class X>
+void Tables::send(cudaStream_t queue, const void* device, const std::vector<X>& now,
+                  std::vector<X>& told) {
+    if (same(now, told)) return;
+    told.clear();
+    write(queue, const_cast<void*>(device), now.data(), now.size() * sizeof(X));
+    told = now;
+}
+
+void Tables::tell(cudaStream_t queue, const std::vector<Tensor>& tensors,
+                  const std::vector<double>& hyper, const std::vector<Scalar>& rates) {
+    const std::size_t rows = hyper.size() / max_hyper;
+    describe(tensors, rows, new_key_);
+    if (!same(new_key_, key_)) {
+        key_.clear();
+        gradients_.clear();
+        hyper_.clear();
+        rates_.clear();
+        lay_out(queue, tensors, rows);
+        std::swap(key_, new_key_);
+    }
+    new_gradients_.clear();
+    for (const Tensor& t : tensors) new_gradients_.push_back(t.gradient.data);
+    new_rates_.assign(rows, Rate{nullptr, 0});
+    for (std::size_t r = 0; r < std::min(rows, rates.size()); ++r) {
+        new_rates_[r] = {rates[r].data, rates[r].wide};
+    }
+    send(queue, device_.gradients, new_gradients_, gradients_);
+    send(queue, device_.hyper, hyper, hyper_);
+    send(queue, device_.rates, new_rates_, rates_);
+}
+
+// Allows what a capture of any stream would forbid, and what is safe outside of the captured one.
+class Relaxed {
+   public:
+    Relaxed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+    ~Relaxed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+    Relaxed(const Relaxed&) = delete;
+    Relaxed& operator=(const Relaxed&) = delete;
+
+   private:
+    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
 
 }  // namespace
 
-template <class R>
-void update(const Stream& stream, const R& rule,
-            const std::vector<Tensor<typename R::scalar>>& tensors) {
-    static_assert(sizeof(Launch<R>) <= 4096, "a kernel's arguments are at most 4 KB");
-    const DeviceGuard guard;
-    Launch<R> launch{rule, 0, 0, {}, {}};
-    const auto flush = [&] {
-        if (launch.count == 0) return;
-        update_kernel<<<grid(stream, launch.chunks, 1), threads, 0, native(stream).stream>>>(
-            launch);
-        check(cudaGetLastError(), "update");
-        launch.count = 0;
-        launch.chunks = 0;
-    };
-    for (const auto& tensor : tensors) {
-        if (tensor.size == 0) continue;
-        launch.first[launch.count] = launch.chunks;
-        launch.tensors[launch.count] = tensor;
-        launch.chunks += (tensor.size + chunk - 1) / chunk;
-        if (++launch.count == most_tensors) flush();
-    }
-    flush();
+template <class T>
+void gather(const MatrixPart& part, RuleId first, T* x) {
+    Update u = update_of(part.device, part.pieces, part.options);
+    u.blocks = part.device.first_blocks;
+    u.stage = Stage::gather;
+    u.x = x;
+    launches[int(first)][sizeof(T) == 8](part.stream, u);
 }
 
-#define SP_INSTANTIATE(R)                                                                    \
-    template void update(const Stream&, const R<float>&, const std::vector<Tensor<float>>&); \
-    template void update(const Stream&, const R<double>&, const std::vector<Tensor<double>>&);
-SP_RULES(SP_INSTANTIATE)
-#undef SP_INSTANTIATE
+template <class T>
+void apply(const MatrixPart& part, const T* x) {
+    Update u = update_of(part.device, part.pieces, part.options);
+    u.stage = Stage::apply;
+    u.x = const_cast<T*>(x);
+    u.zero = false;
+    launches[part.tensor.rule][sizeof(T) == 8](part.stream, u);
+}
+
+template void gather(const MatrixPart&, RuleId, float*);
+template void gather(const MatrixPart&, RuleId, double*);
+template void apply(const MatrixPart&, const float*);
+template void apply(const MatrixPart&, const double*);
+
+}  // namespace optim_cuda
+
+using namespace optim_cuda;
+
+// A step that is captured has tables of its own, which are written at once, beside the capture: what
+// a graph is replayed with is what it was captured with, but for clocks, gradients' values and
+// numbers that lie on the device.
+struct Stepper::State {
+    explicit State(std::size_t tensors) : clocks(tensors) {}
+    ~State();
+
+    void start();
+    Tables& tell(cudaStream_t queue, bool captured, const std::vector<Tensor>& tensors,
+                 const std::vector<double>& hyper, const std::vector<Scalar>& rates);
+    void send_clocks(cudaStream_t queue);
+    void wait() const;
+    void fetch();
+
+    Status* device_status() const { return reinterpret_cast<Status*>(memory.data()); }
+    Clock* device_clocks() const {
+        return reinterpret_cast<Clock*>(memory.data() + sizeof(Status));
+    }
+
+    std::vector<Clock> clocks;
+    Status status{0.0, 1.0, 0};
+    bool ahead = false;   // the host's clocks are newer than the device's,
+    bool behind = false;  // or may be older, and so its status
+
+    Memory memory;  // the device's status and clocks
+    cudaStream_t side = nullptr;
+    cudaEvent_t done = nullptr;  // the last step that was not captured,
+    cudaStream_t last = nullptr;  // and where it was queued
+    Tables tables;
+    std::vector<std::unique_ptr<Tables>> of_graphs;
+};
+
+// Errors have nowhere to go here.
+Stepper::State::~State() {
+    if (memory.data() == nullptr || forked()) return;
+    try {
+        const DeviceGuard guard;
+        const Relaxed relaxed;
+        if (done) (void)cudaEventSynchronize(done);
+        if (done) (void)cudaEventDestroy(done);
+        if (side) (void)cudaStreamDestroy(side);
+        memory = Memory();
+        tables = Tables();
+        of_graphs.clear();
+    } catch (const DeviceError&) {
+    }
+}
+
+void Stepper::State::start() {
+    if (memory.data()) return;
+    const Relaxed relaxed;
+    if (side == nullptr) {
+        check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking),
+              "cudaStreamCreateWithFlags");
+    }
+    if (done == nullptr) {
+        check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+    }
+    Memory made(sizeof(Status) + clocks.size() * sizeof(Clock));
+    write(side, made.data(), &status, sizeof status);
+    check(cudaStreamSynchronize(side), "cudaStreamSynchronize");
+    memory = std::move(made);
+    ahead = true;
+}
+
+void Stepper::State::send_clocks(cudaStream_t queue) {
+    if (!ahead) return;
+    write(queue, device_clocks(), clocks.data(), clocks.size() * sizeof(Clock));
+    ahead = false;
+}
+
+Tables& Stepper::State::tell(cudaStream_t queue, bool captured,
+                             const std::vector<Tensor>& tensors,
+                             const std::vector<double>& hyper, const std::vector<Scalar>& rates) {
+    if (!captured) {
+        if (last && last != queue) check(cudaStreamWaitEvent(queue, done), "cudaStreamWaitEvent");
+        tables.tell(queue, tensors, hyper, rates);
+        send_clocks(queue);
+        return tables;
+    }
+    const Relaxed relaxed;
+    if (last) check(cudaEventSynchronize(done), "cudaEventSynchronize");
+    of_graphs.push_back(std::make_unique<Tables>());
+    Tables& own = *of_graphs.back();
+    own.tell(side, tensors, hyper, rates);
+    send_clocks(side);
+    check(cudaStreamSynchronize(side), "cudaStreamSynchronize");
+    return own;
+}
+
+// A graph is replayed without our knowing, on any stream.
+void Stepper::State::wait() const {
+    if (!of_graphs.empty()) {
+        check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    } else if (last) {
+        check(cudaEventSynchronize(done), "cudaEventSynchronize");
+    }
+}
+
+void Stepper::State::fetch() {
+    if (memory.data() == nullptr || (!behind && of_graphs.empty())) return;
+    const DeviceGuard guard;
+    wait();
+    check(cudaMemcpyAsync(&status, device_status(), sizeof status, cudaMemcpyDeviceToHost, side),
+          "cudaMemcpyAsync");
+    if (!clocks.empty() && !ahead) {
+        check(cudaMemcpyAsync(clocks.data(), device_clocks(), clocks.size() * sizeof(Clock),
+                              cudaMemcpyDeviceToHost, side),
+              "cudaMemcpyAsync");
+    }
+    check(cudaStreamSynchronize(side), "cudaStreamSynchronize");
+    behind = false;
+}
+
+Stepper::Stepper(std::size_t tensors) : state_(new State(tensors)) {}
+Stepper::~Stepper() = default;
+
+Clock Stepper::clock(std::size_t tensor) const {
+    state_->fetch();
+    return state_->clocks[tensor];
+}
+
+void Stepper::set_clock(std::size_t tensor, const Clock& clock) {
+    State& s = *state_;
+    s.fetch();
+    s.clocks[tensor] = clock;
+    s.ahead = true;
+    if (s.of_graphs.empty()) return;
+    const DeviceGuard guard;
+    s.send_clocks(s.side);
+    check(cudaStreamSynchronize(s.side), "cudaStreamSynchronize");
+}
+
+double Stepper::norm() const {
+    state_->fetch();
+    return state_->status.norm;
+}
+
+bool Stepper::skipped() const {
+    state_->fetch();
+    return state_->status.skipped != 0;
+}
+
+void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
+                   const std::vector<double>& hyper, const std::vector<Scalar>& rates,
+                   const StepOptions& options) {
+    const DeviceGuard guard;
+    State& s = *state_;
+    const cudaStream_t queue = native(stream).stream;
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(queue, &capture), "cudaStreamIsCapturing");
+    const bool captured = capture != cudaStreamCaptureStatusNone;
+    s.start();
+    const Tables& tables = s.tell(queue, captured, tensors, hyper, rates);
+    s.behind = true;
+
+    Device device = tables.device();
+    device.clocks = s.device_clocks();
+    device.status = s.device_status();
+    const Question question{options.unscale, options.max_norm, options.scale,
+                            options.found_inf, options.norm, options.check};
+    if (options.norm) {
+        const Pieces& slabs = tables.slabs();
+        if (slabs.total > 0) {
+            squares_kernel<<<grid(stream, slabs.total, 1), threads, 0, queue>>>(device, slabs);
+            check(cudaGetLastError(), "norm");
+        }
+        decide_kernel<<<1, threads, 0, queue>>>(device, slabs.total, question);
+        check(cudaGetLastError(), "norm");
+    }
+    const auto blocks = unsigned(std::max<std::size_t>(1, (tensors.size() + few - 1) / few));
+    begin_kernel<<<blocks, few, 0, queue>>>(device, question);
+    check(cudaGetLastError(), "step");
+    for (const Group& group : tables.groups()) {
+        if (on_matrices(group.rule)) {
+            const int i = group.tensors[0];
+            const Tensor& t = tensors[i];
+            if (t.gradient.data == nullptr) continue;
+            const MatrixPart part{stream, device, options, t, &hyper[t.hyper * max_hyper],
+                                  i,      group.chunks};
+            if (group.rule == int(RuleId::Adafactor)) {
+                adafactor(part);
+            } else {
+                muon(part);
+            }
+            continue;
+        }
+        Update u = update_of(device, group.chunks, options);
+        if (needs_norms[group.rule]) {
+            Update before = u;
+            before.pieces = group.slabs;
+            if (group.wide) {
+                prepare<Lamb<double>>(stream, before);
+            } else {
+                prepare<Lamb<float>>(stream, before);
+            }
+        }
+        launches[group.rule][group.wide](stream, u);
+    }
+    if (captured) return;
+    check(cudaEventRecord(s.done, queue), "cudaEventRecord");
+    s.last = queue;
+}
 
 SP_END

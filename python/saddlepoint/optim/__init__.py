@@ -5,9 +5,11 @@ Each takes what its namesake in ``torch.optim`` takes, and by keyword:
 max_norm : float, optional
     Gradients are scaled so that the norm of all of them is at most this; `Optimizer.grad_norm`.
 check_finite : bool
-    A step whose gradients hold a NaN or infinity is left out; `Optimizer.skipped`.
+    A step is left out where the norm of the gradients is not finite (one of them is not, or in
+    float64 the norm overflows); `Optimizer.skipped`. Gradients are zeroed all the same.
 ema_decay : float, optional
-    ``ema ← ema + (1 − ema_decay)(p − ema)`` after each step; `Optimizer.ema`.
+    ``ema ← ema + (1 − ema_decay)(p − ema)`` after each step that was not left out;
+    `Optimizer.ema`.
 zero_grads : bool
     Gradients are set to zero when they have been used.
 copies : sequence of arrays, optional

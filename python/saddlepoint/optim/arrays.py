@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._native import module
+from ..errors import expected
 
 __all__ = ["State", "allocate"]
 
@@ -83,8 +84,18 @@ class State:
         view[...] = flat.reshape(view.shape)
         return out
 
+    def check(self, x: NDArray[Any], name: str) -> None:
+        """Raise TypeError or ValueError unless ``x`` could be what `numpy` gave."""
+        if x.shape != self.shape:
+            raise ValueError(expected(name, f"shape {self.shape}", x.shape))
+        wanted = self.dtype if self.dtype.endswith(("int16", "64")) else "float32"
+        if x.dtype != wanted:
+            raise TypeError(expected(name, f"dtype {wanted}", x.dtype))
+        if self.dtype == "bfloat16" and np.any(np.asarray(x, order="C").view(np.uint32) & 0xFFFF):
+            raise ValueError(expected(name, "values of bfloat16", "others"))
+
     def assign(self, x: NDArray[Any]) -> None:
-        """Take the values of a host array, which must be exact in this dtype."""
+        """Take the values of a host array, rounded toward zero where this is bfloat16."""
         flat = np.ascontiguousarray(self._in_memory_order(np.asarray(x))).reshape(-1)
         if self.dtype == "bfloat16":
             flat = (flat.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)

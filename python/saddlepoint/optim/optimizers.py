@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .._native import device_of
 from ..errors import expected
-from ..vector import ArrayLike
+from ..vector import ArrayLike, Vector, copy, gather
 from . import rules
 from .arrays import State, allocate
 from .plan import Common, Group, Options, Plan, Rule, state_dtype
@@ -51,10 +51,15 @@ class Optimizer(Rule):
         self.defaults = defaults
         self._single = hasattr(params, "__dlpack__")
         given: list[Any] = [params] if self._single else list(params)
-        if not any(isinstance(g, dict) for g in given):
+        grouped = [isinstance(g, dict) for g in given]
+        if not any(grouped):
             given = [{"params": given}]
+        elif not all(grouped):
+            raise TypeError(expected("params", "arrays or groups", "both"))
         self.param_groups = []
         for group in given:
+            if "params" not in group:
+                raise ValueError(expected("params", 'groups with "params"', sorted(group)))
             arrays = group["params"]
             arrays = [arrays] if hasattr(arrays, "__dlpack__") else list(arrays)
             self.param_groups.append({**defaults, **group, "params": arrays})
@@ -171,8 +176,8 @@ class Optimizer(Rule):
             For gradients of another dtype, shape or number, or that share memory with what is
             written; nothing has been written then.
         """
-        if loss_scale is not None and not loss_scale > 0:
-            raise ValueError(expected("loss_scale", "above 0", loss_scale))
+        if loss_scale is not None and not 0 < loss_scale < math.inf:
+            raise ValueError(expected("loss_scale", "above 0 and finite", loss_scale))
         if not self._plan.fits(self, self.param_groups):
             raise ValueError(expected("param_groups", "the rule they began with", "another one"))
         many = [grads] if self._single else list(grads)
@@ -226,8 +231,7 @@ class Optimizer(Rule):
             if set(entry) != names:
                 raise ValueError(expected("state", sorted(names), sorted(entry)))
             for name, target in named.items():
-                if entry[name].shape != target.shape:
-                    raise ValueError(expected(name, f"shape {target.shape}", entry[name].shape))
+                target.check(entry[name], name)
                 targets.append((target, entry[name]))
         for target, values in targets:
             target.assign(values)
@@ -262,7 +266,7 @@ class Optimizer(Rule):
         given = [params] if single else list(params)
         if len(given) != len(self._plan.params):
             raise ValueError(expected("params", f"{len(self._plan.params)} arrays", len(given)))
-        rest = iter(_host(p) for p in given)
+        rest = iter(_writable(p) for p in given)
         groups = [
             {**group, "params": [next(rest) for _ in group["params"]]}
             for group in self.param_groups
@@ -281,24 +285,27 @@ def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _host(p: ArrayLike) -> NDArray[Any]:
-    """A copy on the host; 16-bit floats that NumPy lacks come as float32."""
-    if isinstance(p, np.ndarray):
-        return p.copy()
-    if hasattr(p, "numpy") and hasattr(p, "detach"):
+    """The values on the host; bfloat16, which NumPy lacks, as float32."""
+    if hasattr(p, "detach"):
         p = p.detach().cpu()
-        return np.array(p.float() if str(p.dtype) == "torch.bfloat16" else p)
-    if hasattr(p, "numpy"):
-        return np.array(p.numpy())
-    return np.array(p)
+        p = p.float() if str(p.dtype) == "torch.bfloat16" else p
+        values: NDArray[Any] = p.numpy()
+        return values
+    return gather(p)
 
 
-def _like(p: ArrayLike, new: NDArray[Any]) -> Any:
+def _writable(p: ArrayLike) -> ArrayLike:
+    """A copy that may change: of the same kind, or NumPy's where that kind never changes."""
+    if hasattr(p, "detach"):
+        return p.detach().clone()
+    return copy(p) if isinstance(p, Vector) else np.array(p)
+
+
+def _like(p: ArrayLike, new: ArrayLike) -> Any:
     """``new`` as the kind of array that ``p`` is."""
-    if isinstance(p, np.ndarray):
-        return new
-    if hasattr(p, "__array_namespace__"):
+    if isinstance(new, np.ndarray) and not isinstance(p, np.ndarray):
         return p.__array_namespace__().asarray(new)
-    return type(p).from_numpy(new) if hasattr(type(p), "from_numpy") else new
+    return new
 
 
 class SGD(rules.SGD, Optimizer):

@@ -94,6 +94,7 @@ class Rule(abc.ABC):
     carried: tuple[str, ...] = ()
     #: Whether PyTorch keeps a step count in the state.
     counts: bool = True
+    _options: Options
 
     @abc.abstractmethod
     def _start(self, params: Any, defaults: Group, common: Common) -> None:
@@ -113,6 +114,9 @@ class Rule(abc.ABC):
 
     def _check(self, group: Group) -> None:
         """Raise ValueError for hyper-parameters that make no sense."""
+        for name in Options.__dataclass_fields__:
+            if name in group:
+                raise TypeError(expected(name, "an argument of the whole optimizer", "a group's"))
         for name in ("lr", "weight_decay", "eps", "momentum"):
             if isinstance(group.get(name), int | float):
                 at_least_zero(**{name: group[name]})

@@ -985,6 +985,8 @@ class Adafactor(Rule):
             raise ValueError(expected("beta2_decay", "at most 0", group["beta2_decay"]))
         if not group["d"] >= 1.0:
             raise ValueError(expected("d", "at least 1", group["d"]))
+        if self._options.state_dtype == "bfloat16":
+            raise TypeError(expected("state_dtype", "float32 or float64 for Adafactor", "bfloat16"))
         at_least_zero(eps=group["eps"][0] or 0.0)
         at_least_zero(eps=group["eps"][1])
 

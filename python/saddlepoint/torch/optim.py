@@ -82,7 +82,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])
-        except ValueError:
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
         self._forget_plan()
@@ -115,6 +115,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
         for i, p in enumerate(plan.params):
             if p in self._clocks:
                 plan.native.set_clock(i, *self._clocks[p])
+            if copies is not None and copies[i] is not None:
+                copies[i].copy_(p.detach())  # also where no gradient ever comes
         self._plan, self._planned_state = plan, self.state
         return plan
 
