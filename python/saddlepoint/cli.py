@@ -99,7 +99,7 @@ def _app() -> Callable[..., Any]:
         batch_norm: bool = typer.Option(
             False, "--batch-norm/--no-batch-norm", help="normalize each hidden layer"
         ),
-        optimizer: str = option("adam", "--optimizer", help="sgd, adam or adamw"),
+        optimizer: str = option("adam", "--optimizer", help="sgd, adam, adamw, rmsprop, …"),
         lr: float = option(1e-3, "--lr", help="learning rate"),
         momentum: float = option(0.0, "--momentum", help="of sgd"),
         epochs: int = option(5, "--epochs", help="passes over the data"),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import data as data_module
+from . import optim
 from .critical import CriticalPoint, classify
 from .data import Dataset, read_safetensors, write_safetensors
 from .errors import FileFormatError, expected
@@ -36,7 +37,7 @@ from .nn import (
     init,
 )
 from .objective import NetworkObjective
-from .optim import SGD, Adam, AdamW, Optimizer
+from .optim import Optimizer
 from .train import Fit, History, accuracy, fit, predict
 from .vector import ArrayLike, norm, on_device
 
@@ -48,7 +49,25 @@ _ACTIVATIONS: dict[str, Callable[[], Layer]] = {
     "sigmoid": Sigmoid,
     "identity": Identity,
 }
-_OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+# Those that make sense for all parameters as one vector: not Muon, LAMB and Adafactor.
+_OPTIMIZERS: dict[str, type[Optimizer]] = {
+    made.__name__.lower(): made
+    for made in (
+        optim.SGD,
+        optim.Adagrad,
+        optim.RMSprop,
+        optim.Adam,
+        optim.AdamW,
+        optim.Rprop,
+        optim.Adadelta,
+        optim.Adamax,
+        optim.NAdam,
+        optim.RAdam,
+        optim.ASGD,
+        optim.Lion,
+        optim.Adan,
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,7 @@ class Config:
     batch_norm : bool
         Whether each hidden layer is normalized before its activation.
     optimizer : str
-        "sgd", "adam" or "adamw".
+        "sgd", "adam", "rmsprop", …: an optimizer of `saddlepoint.optim` in small letters.
     lr, momentum : float
         The momentum is SGD's.
     epochs, batch_size, seed : int
