@@ -178,6 +178,8 @@ class Written {
         std::sort(pieces_.begin(), pieces_.end(),
                   [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
         nested_ = false;
+        ends_.clear();
+        for (const Piece& piece : pieces_) ends_.push_back(piece.end);
         for (std::size_t i = 0; i + 1 < pieces_.size(); ++i) {
             for (std::size_t j = i + 1; j < pieces_.size() && pieces_[j].begin < pieces_[i].end;
                  ++j) {
@@ -193,9 +195,16 @@ class Written {
             for (const Piece& piece : pieces_) refuse(piece, view, name);
             return;
         }
-        auto at = std::partition_point(pieces_.begin(), pieces_.end(),
-                                       [b = begin](const Piece& p) { return p.end <= b; });
-        for (; at != pieces_.end() && at->begin < end; ++at) refuse(*at, view, name);
+        for (std::size_t at = first_after(begin); at < pieces_.size(); ++at) {
+            if (pieces_[at].begin >= end) break;
+            refuse(pieces_[at], view, name);
+        }
+    }
+    // Whether nothing that is written begins or ends within a range of addresses.
+    bool clear_of(const char* begin, const char* end) const {
+        if (nested_) return false;
+        const std::size_t at = first_after(begin);
+        return at == pieces_.size() || pieces_[at].begin >= end;
     }
 
    private:
@@ -209,23 +218,68 @@ class Written {
             raise_value(piece.name, "memory of its own", std::string("an overlap with ") + name);
         }
     }
+    std::size_t first_after(const char* address) const {
+        return std::upper_bound(ends_.begin(), ends_.end(), address) - ends_.begin();
+    }
     std::vector<Piece> pieces_;
-    bool nested_ = false;  // ranges meet, though no elements do
+    std::vector<const char*> ends_;  // of the pieces, close together for the search
+    bool nested_ = false;            // ranges meet, though no elements do
 };
 
 struct Entry {
     Bound p, gradient, ema, copy, remainder;
     std::vector<Bound> states;
-    bool ready = false;    // its states are there
-    bool laid = false;     // and it was laid out as it is
-    bool matrix = false;   // numbered in C order; states have shapes of their own
-    bool stepped = false;  // it has a gradient in this step
+    bool ready = false;   // its states are there
+    bool laid = false;    // and it was laid out as it is
+    bool matrix = false;  // numbered in C order; states have shapes of their own
     const PyTypeObject* gradient_type = nullptr;
     py::object source;  // the dictionary that the states stand in, if any, and their keys there
     std::vector<py::object> keys;
     // Of the layout.
     std::vector<index> extents, logical;
     std::array<std::vector<index>, 5 + max_states> strides;
+};
+
+// What a tensor that hands itself out looked like, and where: all that has to be read again at
+// every step, close together, since thousands of tensors do not stay in the cache.
+struct Known {
+    static constexpr int most_axes = 4;
+    const dlpack::Exchange* exchange = nullptr;  // null: not known, or not this way
+    void* data = nullptr;
+    int axes = 0;
+    dlpack::DataType dtype{};
+    index shape[most_axes], strides[most_axes];
+
+    Known() = default;
+    Known(const Bound& b) {
+        if (!b.exchange || b.view.shape.size() > most_axes) return;
+        exchange = b.exchange;
+        data = b.view.data;
+        axes = int(b.view.shape.size());
+        dtype = b.view.dtype;
+        std::copy(b.view.shape.begin(), b.view.shape.end(), shape);
+        std::copy(b.view.strides.begin(), b.view.strides.end(), strides);
+    }
+    // Its address now; null where anything else changed.
+    void* still(PyObject* object) const {
+        dlpack::Tensor t{};
+        if (exchange->tensor_of(object, &t) != 0) {
+            PyErr_Clear();  // said by who looks more closely
+            return nullptr;
+        }
+        bool same = t.ndim == axes && t.dtype.code == dtype.code && t.dtype.bits == dtype.bits &&
+                    t.device.type == device_type() && t.device.id == 0;
+        for (int a = 0; same && a < axes; ++a) {
+            same = t.shape[a] == shape[a] && t.strides[a] == strides[a];
+        }
+        return same ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
+    }
+};
+struct Glance {
+    PyObject* object = nullptr;
+    Known p, gradient;
+    const PyTypeObject* gradient_type = nullptr;
+    index before = 0, after = 0;  // bytes that a gradient reaches from its address
 };
 
 class Update {
@@ -249,6 +303,10 @@ class Update {
             e.ready = rules()[t.rule].states == 0 && !e.matrix;
             rows_ = std::max(rows_, rows[i] + 1);
             lay_out(i);
+        }
+        glances_.resize(entries_.size());
+        for (std::size_t i = 0; i < entries_.size(); ++i) {
+            glances_[i].object = entries_[i].p.object.ptr();
         }
         moved_ = true;
         settle();
@@ -318,63 +376,59 @@ class Update {
         if (!own) {
             fast = py::reinterpret_steal<py::object>(PySequence_Fast(grads.ptr(), "grads"));
             if (!fast) throw py::error_already_set();
-            const auto count = std::size_t(PySequence_Fast_GET_SIZE(fast.ptr()));
-            if (count != entries_.size()) {
+            const auto given = std::size_t(PySequence_Fast_GET_SIZE(fast.ptr()));
+            if (given != entries_.size()) {
                 raise_value("grads", std::to_string(entries_.size()) + " arrays",
-                            std::to_string(count));
+                            std::to_string(given));
             }
         }
         std::vector<std::size_t> missing;
         all_stepped_ = true;
         collected_ = false;
-        ++ticks_;
-        for (std::size_t i = 0; i < entries_.size(); ++i) {
-            Entry& e = entries_[i];
+        const std::size_t count = entries_.size();
+        held_.assign(count, py::object());
+        // A share of the states is looked at in every step; where one was replaced or moved, all.
+        bool all = false;
+        for (std::size_t k = 0; k < std::min(count, looked_at_each_step); ++k) {
+            const std::size_t i = (window_ + k) % count;
+            const bool before = entries_[i].ready;
+            look_at_states(i);
+            all = all || (before && !entries_[i].ready);
+        }
+        window_ = count ? (window_ + looked_at_each_step) % count : 0;
+        for (std::size_t i = 0; all && i < count; ++i) look_at_states(i);
+        for (std::size_t i = 0; i < count; ++i) {
+            PyObject* const p = glances_[i].object;
             py::object g =
-                own ? py::reinterpret_steal<py::object>(
-                          PyObject_GetAttr(e.p.object.ptr(), grad_name_.ptr()))
+                own ? py::reinterpret_steal<py::object>(PyObject_GetAttr(p, grad_name_.ptr()))
                     : py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(fast.ptr(), i));
             if (!g) throw py::error_already_set();
-            e.stepped = !g.is_none();
-            if (!e.stepped) {
+            if (g.is_none()) {
                 tensors_[i].gradient.data = nullptr;
                 all_stepped_ = false;
                 continue;
             }
-            const dlpack::DataType dtype = e.p.view.dtype;
-            const bool changed = look(e.p, "params");
-            const bool moved = changed || !e.laid || e.p.view.data != tensors_[i].p.data;
-            if (moved) {
-                e.laid = false;
-                if (name_of(e.p.view.dtype) != name_of(dtype)) {
-                    const dlpack::DataType now = std::exchange(e.p.view.dtype, dtype);
-                    raise_type("params", "dtype " + name_of(dtype), name_of(now));
-                }
-                check_layouts(e);
-                lay_out(i);
-                moved_ = true;
-            }
-            const bool closely = moved || (i + ticks_) % 16 == 0;
-            if (!e.ready || !states_stand(e, i, closely)) {
-                e.ready = false;
-                missing.push_back(i);
-                continue;
-            }
-            take_gradient(e, i, std::move(g), zero);
+            if (!glance(i, g.ptr())) look_closely(i, g, zero, missing);
+            held_[i] = std::move(g);
         }
         if (!missing.empty()) {
             release();
             return missing;
         }
         settle();
-        // Gradients at their old places were compared with what is written before.
-        for (std::size_t i = 0; i < entries_.size(); ++i) {
-            const Entry& e = entries_[i];
-            if (!e.stepped || (e.gradient.view.data == checked_[i] && e.gradient.view.data)) {
-                continue;
+        for (std::size_t i = 0; i < count; ++i) {
+            // Gradients at their old places were compared with what is written before.
+            const void* const data = held_[i] ? tensors_[i].gradient.data : nullptr;
+            if (data == checked_[i] || !data) continue;
+            const char* const at = static_cast<const char*>(data);
+            const Glance& known = glances_[i];
+            if (!known.gradient.exchange ||
+                !written_.clear_of(at + known.before, at + known.after)) {
+                View view = entries_[i].gradient.view;
+                view.data = const_cast<void*>(data);
+                written_.refuse_sharing(view, "grads");
             }
-            written_.refuse_sharing(e.gradient.view, "grads");
-            checked_[i] = e.gradient.view.data;
+            checked_[i] = data;
         }
         if (zero) refuse_shared_gradients();
         collected_ = true;
@@ -445,7 +499,7 @@ class Update {
     std::vector<std::size_t> stepped() const {
         std::vector<std::size_t> which;
         for (std::size_t i = 0; i < entries_.size(); ++i) {
-            if (entries_[i].stepped) which.push_back(i);
+            if (tensors_[i].gradient.data) which.push_back(i);
         }
         return which;
     }
@@ -512,29 +566,81 @@ class Update {
         }
     }
 
-    // Whether the states are the ones that were bound and, where we look closely, at their places.
-    // To look costs more than to update a small tensor, so each is looked at where its parameter
-    // moved, and else at every sixteenth step; the old memory is kept alive until then.
-    bool states_stand(Entry& e, std::size_t i, bool closely) {
+    // To look at a tensor costs more than to update a small one, so of many only some are looked at
+    // in a step, beside those whose parameter moved. The old memory is kept alive until then.
+    static constexpr std::size_t looked_at_each_step = 64;
+
+    void look_at_states(std::size_t i) {
+        Entry& e = entries_[i];
+        e.ready = e.ready && states_stand(e, i);
+        if (!e.ready) glances_[i].p = {};
+    }
+
+    // The usual case: nothing changed but the gradient's address.
+    bool glance(std::size_t i, PyObject* g) {
+        const Glance& known = glances_[i];
+        if (!known.p.exchange || !known.gradient.exchange || known.gradient_type != Py_TYPE(g)) {
+            return false;
+        }
+        if (known.p.still(known.object) != known.p.data) return false;
+        void* const data = known.gradient.still(g);
+        if (data) tensors_[i].gradient.data = data;
+        return data != nullptr;
+    }
+
+    void look_closely(std::size_t i, const py::object& g, bool zero,
+                      std::vector<std::size_t>& missing) {
+        Entry& e = entries_[i];
+        Glance& known = glances_[i];
+        known.p = known.gradient = {};
+        const dlpack::DataType dtype = e.p.view.dtype;
+        const bool changed = look(e.p, "params");
+        if (changed || !e.laid || e.p.view.data != tensors_[i].p.data) {
+            e.laid = false;
+            if (name_of(e.p.view.dtype) != name_of(dtype)) {
+                const dlpack::DataType now = std::exchange(e.p.view.dtype, dtype);
+                raise_type("params", "dtype " + name_of(dtype), name_of(now));
+            }
+            check_layouts(e);
+            lay_out(i);
+            moved_ = true;
+            look_at_states(i);
+        }
+        if (!e.ready) {
+            missing.push_back(i);
+            return;
+        }
+        take_gradient(e, i, g, zero);
+        known.p = e.p;
+        known.gradient = e.gradient;
+        known.gradient_type = e.gradient_type;
+        const auto [begin, end] = e.gradient.view.range();
+        const auto* const data = static_cast<const char*>(e.gradient.view.data);
+        known.before = begin - data;
+        known.after = end - data;
+    }
+
+    // Whether the states are the ones that were bound, at their places.
+    bool states_stand(Entry& e, std::size_t i) {
         for (std::size_t k = 0; k < e.states.size(); ++k) {
             Bound& s = e.states[k];
             if (e.source && !e.source.is_none()) {
                 if (PyDict_GetItem(e.source.ptr(), e.keys[k].ptr()) != s.object.ptr()) return false;
             }
-            if (s.exchange == nullptr || !closely) continue;
+            if (s.exchange == nullptr) continue;
             if (look(s, "state") || s.view.data != tensors_[i].state[k].data) return false;
         }
         return true;
     }
 
-    void take_gradient(Entry& e, std::size_t i, py::object g, bool zero) {
+    void take_gradient(Entry& e, std::size_t i, const py::object& g, bool zero) {
         Bound& b = e.gradient;
         const bool same_type = e.gradient_type == Py_TYPE(g.ptr());
         if (!same_type) {
             b.exchange = exchange_of(g);
             e.gradient_type = Py_TYPE(g.ptr());
         }
-        b.object = std::move(g);
+        b.object = g;
         bool changed = true;
         try {
             changed = look(b, "grads");
@@ -565,13 +671,16 @@ class Update {
 
     void refuse_shared_gradients() const {
         Written gradients;
-        for (const Entry& e : entries_) {
-            if (!e.stepped) continue;
-            if (!dense_enough(e.gradient.view)) {
+        std::vector<View> views(entries_.size());
+        for (std::size_t i = 0; i < entries_.size(); ++i) {
+            if (!held_[i]) continue;
+            views[i] = entries_[i].gradient.view;
+            views[i].data = tensors_[i].gradient.data;
+            if (!dense_enough(views[i])) {
                 raise_value("grads", "elements that share no memory",
-                            "strides " + text(e.gradient.view.strides));
+                            "strides " + text(views[i].strides));
             }
-            gradients.add(e.gradient.view, "grads");
+            gradients.add(views[i], "grads");
         }
         gradients.settle();
     }
@@ -694,7 +803,10 @@ class Update {
     }
 
     void release() {
-        for (Entry& e : entries_) e.gradient.object = py::object();
+        for (Entry& e : entries_) {
+            if (e.gradient.object) e.gradient.object = py::object();
+        }
+        held_.clear();
     }
 
     std::vector<Entry> entries_;
@@ -703,7 +815,9 @@ class Update {
     Written written_;
     std::vector<const void*> checked_;  // where each gradient was when it was last compared
     int rows_ = 0;
-    std::size_t ticks_ = 0;
+    std::size_t window_ = 0;  // where looking at states goes on
+    std::vector<Glance> glances_;
+    std::vector<py::object> held_;  // gradients, until the step was run
     bool moved_ = true, all_stepped_ = true, collected_ = false;
     char nothing_ = 0;
     py::str grad_name_ = py::reinterpret_steal<py::str>(PyUnicode_InternFromString("grad"));

@@ -16,6 +16,27 @@ struct float16 {
     std::uint16_t bits;
 };
 
+// Elements as they are loaded and stored: a loop over integers vectorizes, one over structs does
+// not.
+template <class S>
+struct RawOf {
+    using type = S;
+};
+template <>
+struct RawOf<bfloat16> {
+    using type = std::uint16_t;
+};
+template <>
+struct RawOf<float16> {
+    using type = std::uint16_t;
+};
+template <class S>
+using Raw = typename RawOf<S>::type;
+SP_HD float raw(float x) { return x; }
+SP_HD double raw(double x) { return x; }
+SP_HD std::uint16_t raw(bfloat16 x) { return x.bits; }
+SP_HD std::uint16_t raw(float16 x) { return x.bits; }
+
 SP_HD float widen(float x) { return x; }
 SP_HD double widen(double x) { return x; }
 SP_HD float widen(bfloat16 x) { return bit_cast<float>(std::uint32_t(x.bits) << 16); }
@@ -74,7 +95,9 @@ template <>
 SP_HD bfloat16 rounded_randomly<bfloat16>(float x, std::uint32_t random) {
     const auto u = bit_cast<std::uint32_t>(x);
     const bool finite = (u & 0x7f800000u) != 0x7f800000u;
-    return finite ? bfloat16{std::uint16_t((u + random) >> 16)} : rounded<bfloat16>(x);
+    // Integers are chosen between, since a choice between structs is a branch.
+    const std::uint32_t up = (u + random) >> 16, near = rounded<bfloat16>(x).bits;
+    return {std::uint16_t(finite ? up : near)};
 }
 template <>
 SP_HD float16 rounded_randomly<float16>(float x, std::uint32_t random) {
@@ -86,7 +109,8 @@ SP_HD float16 rounded_randomly<float16>(float x, std::uint32_t random) {
     const std::uint32_t normal = (a - (112u << 23) + (random >> 3)) >> 13;
     const std::uint32_t h = a < (113u << 23) ? whole + up : normal > 0x7c00 ? 0x7c00 : normal;
     const bool finite = a < (143u << 23);
-    return finite ? float16{std::uint16_t(h | sign >> 16)} : rounded<float16>(x);
+    const std::uint32_t near = rounded<float16>(x).bits;
+    return {std::uint16_t(finite ? h | sign >> 16 : near)};
 }
 
 // An exact float as the bfloat16 nearest to it (ties away from zero) and the 16 bits below.

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(threads)
     if (threadIdx.x == 0) *factor = T(1.0 / std::max(norm, eps));
 }
 
-// `factor` multiplies too, where it is there.
+// By `factor` where it is there, else by the constant.
 template <class T>
 __global__ void __launch_bounds__(threads)
     scale_kernel(const index size, const T* const factor, const T constant, const T* from, T* to) {

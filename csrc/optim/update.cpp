@@ -93,9 +93,9 @@ template <class T>
 void load(const Tensor& t, const Strided& o, index begin, index n, T* out) {
     with_type(o.dtype, [&](auto type) {
         using S = typename decltype(type)::type;
-        const S* const data = static_cast<const S*>(o.data);
+        const auto* const data = static_cast<const Raw<S>*>(o.data);
         for_elements(t, o.strides, begin, n,
-                     [=](index i, index at) { out[i] = T(widen(data[at])); });
+                     [=](index i, index at) { out[i] = T(widen(S{data[at]})); });
     });
 }
 
@@ -114,34 +114,35 @@ void store(const Tensor& t, const Strided& o, index begin, index n, const T* x,
            const std::uint16_t* random) {
     with_type(o.dtype, [&](auto type) {
         using S = typename decltype(type)::type;
-        S* const data = static_cast<S*>(o.data);
+        auto* const data = static_cast<Raw<S>*>(o.data);
         if (random && sizeof(S) == 2) {
             for_elements(t, o.strides, begin, n, [=](index i, index at) {
-                data[at] = rounded_randomly<S>(float(x[i]), random[i]);
+                data[at] = raw(rounded_randomly<S>(float(x[i]), random[i]));
             });
         } else {
             for_elements(t, o.strides, begin, n,
-                         [=](index i, index at) { data[at] = narrowed<S>(x[i]); });
+                         [=](index i, index at) { data[at] = raw(narrowed<S>(x[i])); });
         }
     });
 }
 
 void load_joined(const Tensor& t, index begin, index n, float* out) {
-    const auto* const high = static_cast<const bfloat16*>(t.p.data);
+    const auto* const high = static_cast<const Raw<bfloat16>*>(t.p.data);
     const auto* const low = static_cast<const std::int16_t*>(t.remainder.data);
     std::int16_t bits[chunk<float>];
     for_elements(t, t.remainder.strides, begin, n,
                  [=, &bits](index i, index at) { bits[i] = low[at]; });
     for_elements(t, t.p.strides, begin, n,
-                 [=, &bits](index i, index at) { out[i] = joined(high[at], bits[i]); });
+                 [=, &bits](index i, index at) { out[i] = joined(bfloat16{high[at]}, bits[i]); });
 }
 
 void store_split(const Tensor& t, index begin, index n, const float* x) {
-    auto* const high = static_cast<bfloat16*>(t.p.data);
+    auto* const high = static_cast<Raw<bfloat16>*>(t.p.data);
     auto* const low = static_cast<std::int16_t*>(t.remainder.data);
     for_elements(t, t.remainder.strides, begin, n,
                  [=](index i, index at) { low[at] = low_part(x[i]); });
-    for_elements(t, t.p.strides, begin, n, [=](index i, index at) { high[at] = high_part(x[i]); });
+    for_elements(t, t.p.strides, begin, n,
+                 [=](index i, index at) { high[at] = raw(high_part(x[i])); });
 }
 
 void clear(const Tensor& t, const Strided& o, index begin, index n) {
@@ -168,10 +169,13 @@ void draw(const Part& part, const StepOptions& options, index begin, index n,
         const Philox r = philox({{std::uint32_t(element), std::uint32_t(element >> 32),
                                   std::uint32_t(part.step), std::uint32_t(t.id)}},
                                 options.seed);
-        static_assert(max_states <= 7, "a draw has eight fields of 16 bits");
-        for (int f = 0; f <= max_states; ++f) {
-            out[f][i] = std::uint16_t(r.word[f / 2] >> (16 * (f % 2)));
-        }
+        static_assert(max_states == 4, "a field for the parameter and each state");
+        // Written out, since a loop of fields in a loop of elements does not vectorize.
+        out[0][i] = std::uint16_t(r.word[0]);
+        out[1][i] = std::uint16_t(r.word[0] >> 16);
+        out[2][i] = std::uint16_t(r.word[1]);
+        out[3][i] = std::uint16_t(r.word[1] >> 16);
+        out[4][i] = std::uint16_t(r.word[2]);
     }
 }
 
@@ -692,10 +696,11 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
         if (!(coefficient >= 1.0)) factor *= coefficient;
     }
     // Tensors in step with the one before them share its scalars, except where norms go into them.
-    std::vector<Block> blocks(parts.size());
+    std::vector<Block> blocks;
+    std::vector<std::size_t> block_of;
+    block_of.reserve(parts.size());
     const Tensor* before = nullptr;
     Clock begun, ended;
-    std::size_t used = 0;
     for (Part& part : parts) {
         const Tensor& t = *part.tensor;
         Clock& clock = state_->clocks[part.tensor - tensors.data()];
@@ -707,14 +712,16 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
         if (!shared) {
             begun = ended = clock;
             ++ended.steps;
-            builds[t.rule](wide, blocks[used++].bytes, &hyper[t.hyper * max_hyper], ended.steps,
+            blocks.emplace_back();
+            builds[t.rule](wide, blocks.back().bytes, &hyper[t.hyper * max_hyper], ended.steps,
                            ended.carry);
             before = &t;
         }
         clock = ended;
         part.step = clock.steps;
-        part.rule = blocks[used - 1].bytes;
+        block_of.push_back(blocks.size() - 1);
     }
+    for (std::size_t i = 0; i < parts.size(); ++i) parts[i].rule = blocks[block_of[i]].bytes;
     // Rules on matrices want buffers of a tensor's size, and go one by one.
     std::vector<Part> elementwise;
     elementwise.reserve(parts.size());

@@ -31,6 +31,12 @@ struct Update {
     std::uint64_t seed;
 };
 
+// Of tensors without a gradient only what follows them moves.
+template <class R>
+constexpr bool stays = false;
+template <class T>
+constexpr bool stays<Still<T>> = true;
+
 // Four elements as they are stored, those in float or double as T.
 template <class T>
 struct Raw {
@@ -212,43 +218,42 @@ __device__ __forceinline__ Raw<T> encode(Dtype dtype, const T (&x)[four], bool r
 template <class T>
 struct Operands {
     Operand p, gradient, ema, copy, remainder, state[max_states];
+    index step;
     bool rounds;  // some are to be rounded at random
 };
 
 template <class T>
-__device__ __forceinline__ Operands<T> operands(const Update& u, const Item& item, int tensor,
-                                                int states) {
+__device__ void see(const Update& u, int tensor, int states, Operands<T>& o) {
+    const Item& item = u.device.items[tensor];
     const Array x{u.x, -1, dtype_of<T>};
     const Array none{nullptr, -1, dtype_of<T>};
     const bool gather = u.stage == Stage::gather;
     Array gradient = item.gradient;
     gradient.data = u.device.gradients[tensor];
-    Operands<T> o;
     o.p = operand<T>(gather ? x : item.p);
     o.gradient = operand<T>(u.stage == Stage::apply ? x : gradient);
     o.ema = operand<T>(gather ? none : item.ema);
     o.copy = operand<T>(gather ? none : item.copy);
     o.remainder = operand<T>(gather ? none : item.remainder);
+    o.step = u.device.clocks[tensor].steps;
     o.rounds = u.random && o.remainder.data == nullptr && is_half(o.p.dtype);
-#pragma unroll
-    for (int k = 0; k < max_states; ++k) {
-        if (k >= states) break;
+    for (int k = 0; k < states; ++k) {
         o.state[k] = operand<T>(item.state[k]);
         o.rounds = o.rounds || (u.random && is_half(o.state[k].dtype));
     }
-    return o;
 }
 
 template <class R, std::size_t... I>
 __device__ __forceinline__ void update_four(const Update& u, const Item& item,
                                             const Operands<typename R::scalar>& o, const R& rule,
-                                            typename R::scalar factor, index step, index at, int n,
+                                            typename R::scalar factor, index at, int n,
                                             std::index_sequence<I...>) {
     using T = typename R::scalar;
     const index* const numbers = u.device.numbers;
     // All loads come first, to have them under way together.
     const Raw<T> p_raw = fetch<T>(numbers, item, o.p, at, n);
-    const Raw<T> g_raw = fetch<T>(numbers, item, o.gradient, at, n);
+    Raw<T> g_raw{};
+    if constexpr (!stays<R>) g_raw = fetch<T>(numbers, item, o.gradient, at, n);
     [[maybe_unused]] const Raw<T> state_raw[] = {
         fetch<T>(numbers, item, o.state[I], at, n)..., Raw<T>{}};
     Raw<T> low{}, ema_raw{};
@@ -273,11 +278,6 @@ __device__ __forceinline__ void update_four(const Update& u, const Item& item,
         rule(p[k], g[k], state[I][k]...);
     }
 
-    Draws draws{};
-    if (o.rounds) draws = draw(numbers, item, step, u.seed, at, n);
-    (put(numbers, item, o.state[I], at, n,
-         encode(o.state[I].dtype, state[I], o.rounds, draws, 1 + int(I))),
-     ...);
     if (o.ema.data) {
         T average[four];
         decode(o.ema.dtype, ema_raw, average);
@@ -287,6 +287,12 @@ __device__ __forceinline__ void update_four(const Update& u, const Item& item,
         put(numbers, item, o.ema, at, n, encode(o.ema.dtype, average));
     }
     if (o.copy.data) put(numbers, item, o.copy, at, n, encode(o.copy.dtype, p));
+    if constexpr (stays<R>) return;
+    Draws draws{};
+    if (o.rounds) draws = draw(numbers, item, o.step, u.seed, at, n);
+    (put(numbers, item, o.state[I], at, n,
+         encode(o.state[I].dtype, state[I], o.rounds, draws, 1 + int(I))),
+     ...);
     if (o.remainder.data) {
         Raw<T> high{};
         low = {};
@@ -304,26 +310,124 @@ __device__ __forceinline__ void update_four(const Update& u, const Item& item,
     if (u.zero) put(numbers, item, o.gradient, at, n, Raw<T>{});
 }
 
+// Any arrays. What a block has in common lies in shared memory, since there is much of it.
 template <class R>
 __global__ void __launch_bounds__(threads) update_kernel(const __grid_constant__ Update u) {
     using T = typename R::scalar;
     static_assert(sizeof(R) <= rule_bytes && R::states <= max_states, "a rule's limits");
+    __shared__ Operands<T> o;
     const Device& d = u.device;
     if (d.status->skipped) return;
     const auto factor = u.stage == Stage::apply ? T(1) : T(d.status->factor);
     for (index c = blockIdx.x; c < u.pieces.total; c += gridDim.x) {
         const int piece = owner(u.pieces, c), tensor = u.pieces.tensors[piece];
-        if (d.gradients[tensor] == nullptr) continue;
+        if ((d.gradients[tensor] == nullptr) != stays<R>) continue;
+        __syncthreads();
+        if (threadIdx.x == 0) see<T>(u, tensor, R::states, o);
+        __syncthreads();
         const Item& item = d.items[tensor];
         const R rule = *reinterpret_cast<const R*>(&u.blocks[tensor]);
-        const auto o = operands<T>(u, item, tensor, R::states);
-        const index step = d.clocks[tensor].steps;
         const index begin = (c - u.pieces.first[piece]) * chunk;
         const index end = begin + chunk < item.size ? begin + chunk : item.size;
         for (index at = begin + four * index(threadIdx.x); at < end; at += four * threads) {
             const int n = end - at < four ? int(end - at) : four;
-            update_four(u, item, o, rule, factor, step, at, n,
-                        std::make_index_sequence<R::states>());
+            update_four(u, item, o, rule, factor, at, n, std::make_index_sequence<R::states>());
+        }
+    }
+}
+
+template <class T>
+struct alignas(16) Four {
+    T x[four];
+};
+
+template <class T>
+__device__ __forceinline__ Four<T> load_four(const T* x, index at, int n, bool vectors) {
+    if (vectors && n == four) return *reinterpret_cast<const Four<T>*>(x + at);
+    Four<T> y{};
+#pragma unroll
+    for (int k = 0; k < four; ++k) {
+        if (k < n) y.x[k] = x[at + k];
+    }
+    return y;
+}
+
+template <class T>
+__device__ __forceinline__ void store_four(T* x, index at, int n, bool vectors, const Four<T>& y) {
+    if (vectors && n == four) {
+        *reinterpret_cast<Four<T>*>(x + at) = y;
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < four; ++k) {
+        if (k < n) x[at + k] = y.x[k];
+    }
+}
+
+template <class R, std::size_t... I>
+__device__ __forceinline__ void plain_chunk(const Update& u, const Item& item, const R& rule,
+                                            typename R::scalar factor, void* gradient, index begin,
+                                            std::index_sequence<I...>) {
+    using T = typename R::scalar;
+    T* const p = static_cast<T*>(item.p.data);
+    T* const g = static_cast<T*>(gradient);
+    T* const ema = static_cast<T*>(item.ema.data);
+    [[maybe_unused]] T* const state[] = {static_cast<T*>(item.state[I].data)..., nullptr};
+    const auto aligned = [](const void* x) { return reinterpret_cast<std::uintptr_t>(x) % 16 == 0; };
+    const bool vectors = aligned(p) && aligned(g) && aligned(ema) && (aligned(state[I]) && ...);
+    const auto weight = T(u.ema_weight);
+    const index end = begin + chunk < item.size ? begin + chunk : item.size;
+    for (index at = begin + four * index(threadIdx.x); at < end; at += four * threads) {
+        const int n = end - at < four ? int(end - at) : four;
+        Four<T> x = load_four(p, at, n, vectors);
+        const Four<T> y = load_four(g, at, n, vectors);
+        [[maybe_unused]] Four<T> s[] = {load_four(state[I], at, n, vectors)..., Four<T>{}};
+        Four<T> average{};
+        if (ema) average = load_four(ema, at, n, vectors);
+#pragma unroll
+        for (int k = 0; k < four; ++k) {
+            const T scaled = y.x[k] * factor;
+            rule(x.x[k], scaled, s[I].x[k]...);
+            average.x[k] = toward(average.x[k], x.x[k], weight);
+        }
+        store_four(p, at, n, vectors, x);
+        (store_four(state[I], at, n, vectors, s[I]), ...);
+        if (ema) store_four(ema, at, n, vectors, average);
+        if (u.zero) store_four(g, at, n, vectors, Four<T>{});
+    }
+}
+
+// Arrays that lie alike, in the type that they are worked on.
+template <class R>
+__global__ void __launch_bounds__(threads) plain_kernel(const __grid_constant__ Update u) {
+    using T = typename R::scalar;
+    const Device& d = u.device;
+    if (d.status->skipped) return;
+    const auto factor = T(d.status->factor);
+    for (index c = blockIdx.x; c < u.pieces.total; c += gridDim.x) {
+        const int piece = owner(u.pieces, c), tensor = u.pieces.tensors[piece];
+        void* const gradient = d.gradients[tensor];
+        if (gradient == nullptr) continue;
+        const R rule = *reinterpret_cast<const R*>(&u.blocks[tensor]);
+        plain_chunk(u, d.items[tensor], rule, factor, gradient,
+                    (c - u.pieces.first[piece]) * chunk, std::make_index_sequence<R::states>());
+    }
+}
+
+// A step that is skipped still clears the gradients.
+__global__ void __launch_bounds__(threads)
+    clear_kernel(const __grid_constant__ Device d, const __grid_constant__ Pieces pieces) {
+    if (!d.status->skipped) return;
+    for (index s = blockIdx.x; s < pieces.total; s += gridDim.x) {
+        const int piece = owner(pieces, s), tensor = pieces.tensors[piece];
+        const Item& item = d.items[tensor];
+        Array gradient = item.gradient;
+        gradient.data = d.gradients[tensor];
+        if (gradient.data == nullptr) continue;
+        const index begin = (s - pieces.first[piece]) * slab;
+        const index end = begin + slab < item.size ? begin + slab : item.size;
+        for (index i = begin + index(threadIdx.x); i < end; i += threads) {
+            store_at(gradient, place_of(d.numbers, item, gradient.strides, i), 0.f);
         }
     }
 }
@@ -515,13 +619,22 @@ __global__ void __launch_bounds__(few)
 }
 
 template <class R>
-void launch(const Stream& stream, const Update& u) {
+void launch(const Stream& stream, bool plain, const Update& u) {
     if (u.pieces.total == 0) return;
-    update_kernel<R><<<grid(stream, u.pieces.total, 1), threads, 0, native(stream).stream>>>(u);
+    const unsigned blocks = grid(stream, u.pieces.total, 1);
+    const cudaStream_t queue = native(stream).stream;
+    if constexpr (!stays<R>) {
+        if (plain) {
+            plain_kernel<R><<<blocks, threads, 0, queue>>>(u);
+            check(cudaGetLastError(), "update");
+            return;
+        }
+    }
+    update_kernel<R><<<blocks, threads, 0, queue>>>(u);
     check(cudaGetLastError(), "update");
 }
 
-using Launch = void (*)(const Stream&, const Update&);
+using Launch = void (*)(const Stream&, bool, const Update&);
 #define SP_LAUNCH(R) {&launch<R<float>>, &launch<R<double>>},
 constexpr Launch launches[][2] = {SP_RULES(SP_LAUNCH)};
 #undef SP_LAUNCH
@@ -545,6 +658,16 @@ void prepare(const Stream& stream, const Update& u) {
     check(cudaGetLastError(), "prepare");
     norms_kernel<R><<<grid(stream, u.pieces.count, 1), threads, 0, queue>>>(u);
     check(cudaGetLastError(), "norms");
+}
+
+// Whether all arrays lie alike, in the type that they are worked on.
+bool is_plain(const Item& item) {
+    const Dtype dtype = item.wide ? Dtype::f64 : Dtype::f32;
+    const auto fits = [&](const Array& a) { return a.strides < 0 && a.dtype == dtype; };
+    bool plain = !on_matrices(item.rule) && !item.copy.data && !item.remainder.data &&
+                 fits(item.p) && fits(item.gradient) && (!item.ema.data || fits(item.ema));
+    for (int k = 0; k < states_of[item.rule]; ++k) plain = plain && fits(item.state[k]);
+    return plain;
 }
 
 Update update_of(const Device& device, const Pieces& pieces, const StepOptions& options) {
@@ -644,7 +767,7 @@ class Image {
 // The tensors of one launch.
 struct Group {
     int rule;
-    bool wide;
+    bool wide, plain;
     std::vector<int> tensors;
     Pieces chunks, slabs;  // slabs for rules by norms only
 };
@@ -748,17 +871,18 @@ void Tables::lay_out(cudaStream_t queue, const std::vector<Tensor>& tensors, std
     }
     // One group for each rule and type, but for rules on matrices, which go one by one.
     groups_.clear();
-    int places[rules][2];
-    for (auto& place : places) place[0] = place[1] = -1;
+    int places[rules][4];
+    for (auto& place : places) std::fill(std::begin(place), std::end(place), -1);
     std::vector<int> all;
     for (std::size_t i = 0; i < tensors.size(); ++i) {
         if (tensors[i].size == 0) continue;
         all.push_back(int(i));
         const int rule = tensors[i].rule;
-        int& place = places[rule][items[i].wide];
+        const bool wide = items[i].wide, plain = is_plain(items[i]);
+        int& place = places[rule][2 * plain + wide];
         if (place < 0 || on_matrices(rule)) {
             place = int(groups_.size());
-            groups_.push_back({rule, items[i].wide, {}, {}, {}});
+            groups_.push_back({rule, wide, plain, {}, {}, {}});
         }
         groups_[place].tensors.push_back(int(i));
     }
@@ -869,7 +993,7 @@ void gather(const MatrixPart& part, RuleId first, T* x) {
     u.blocks = part.device.first_blocks;
     u.stage = Stage::gather;
     u.x = x;
-    launches[int(first)][sizeof(T) == 8](part.stream, u);
+    launches[int(first)][sizeof(T) == 8](part.stream, false, u);
 }
 
 template <class T>
@@ -878,7 +1002,7 @@ void apply(const MatrixPart& part, const T* x) {
     u.stage = Stage::apply;
     u.x = const_cast<T*>(x);
     u.zero = false;
-    launches[part.tensor.rule][sizeof(T) == 8](part.stream, u);
+    launches[part.tensor.rule][sizeof(T) == 8](part.stream, false, u);
 }
 
 template void gather(const MatrixPart&, RuleId, float*);
@@ -1064,10 +1188,18 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
     begin_kernel<<<blocks, few, 0, queue>>>(device, question);
     check(cudaGetLastError(), "step");
     for (const Group& group : tables.groups()) {
+        Update u = update_of(device, group.chunks, options);
+        bool some = false, some_stay = false;
+        for (int i : group.tensors) {
+            const Tensor& t = tensors[i];
+            some = some || t.gradient.data;
+            some_stay = some_stay || (!t.gradient.data && (t.ema.data || t.copy.data));
+        }
+        if (some_stay) launches[int(RuleId::Still)][group.wide](stream, false, u);
+        if (!some) continue;
         if (on_matrices(group.rule)) {
             const int i = group.tensors[0];
             const Tensor& t = tensors[i];
-            if (t.gradient.data == nullptr) continue;
             const MatrixPart part{stream, device, options, t, &hyper[t.hyper * max_hyper],
                                   i,      group.chunks};
             if (group.rule == int(RuleId::Adafactor)) {
@@ -1077,7 +1209,6 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
             }
             continue;
         }
-        Update u = update_of(device, group.chunks, options);
         if (needs_norms[group.rule]) {
             Update before = u;
             before.pieces = group.slabs;
@@ -1087,7 +1218,12 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
                 prepare<Lamb<float>>(stream, before);
             }
         }
-        launches[group.rule][group.wide](stream, u);
+        launches[group.rule][group.wide](stream, group.plain, u);
+    }
+    const Pieces& all = tables.slabs();
+    if (options.zero && (options.check || options.found_inf.data) && all.total > 0) {
+        clear_kernel<<<grid(stream, all.total, 1), threads, 0, queue>>>(device, all);
+        check(cudaGetLastError(), "clear");
     }
     if (captured) return;
     check(cudaEventRecord(s.done, queue), "cudaEventRecord");
