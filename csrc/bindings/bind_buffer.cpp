@@ -49,11 +49,11 @@ py::capsule to_dlpack(const std::shared_ptr<Buffer>& buffer, index offset,
     e.strides = strides;
     e.buffer = buffer;
     dlpack::Tensor tensor{};
-    tensor.data = buffer->data();
+    // Some consumers want no byte_offset, and take the memory from `data` on as all there is.
+    tensor.data = static_cast<char*>(buffer->data()) + offset;
     tensor.device = {device_type(), 0};
     tensor.ndim = static_cast<int>(shape.size());
     tensor.dtype = {static_cast<std::uint8_t>(code), static_cast<std::uint8_t>(bits), 1};
-    tensor.byte_offset = static_cast<std::uint64_t>(offset);
     tensor.shape = e.shape.data();
     tensor.strides = e.strides.data();
     if (versioned) {

@@ -101,6 +101,9 @@ bool look(Bound& bound, const char* name) {
         if (bound.exchange->tensor_of(bound.object.ptr(), &t) != 0) throw py::error_already_set();
         check_device(t.device, name);
         bound.view.data = static_cast<char*>(t.data) + t.byte_offset;
+        if (!bound.view.data && !std::count(t.shape, t.shape + t.ndim, 0)) {
+            raise_value(name, "a tensor with memory", "one without");
+        }
         if (bound.view.alike(t)) return false;
         bound.view.dtype = t.dtype;
         bound.view.shape.assign(t.shape, t.shape + t.ndim);
@@ -116,8 +119,20 @@ bool look(Bound& bound, const char* name) {
     return !same;
 }
 
+// Subclasses that keep their numbers in other tensors have no memory of their own; a lazily negated
+// view has, with the other sign.
+void refuse_wrappers(const py::handle& object, const char* name) {
+    if (py::hasattr(object, "__tensor_flatten__")) {
+        raise_type(name, "a plain tensor", Py_TYPE(object.ptr())->tp_name);
+    }
+    if (py::hasattr(object, "is_neg") && py::cast<bool>(object.attr("is_neg")())) {
+        raise_type(name, "a resolved tensor", "a lazily negated one");
+    }
+}
+
 Bound bind(const py::handle& object, const char* name, Access access) {
     Bound bound;
+    refuse_wrappers(object, name);
     bound.object = py::reinterpret_borrow<py::object>(object);
     bound.exchange = exchange_of(object);
     look(bound, name);
@@ -233,8 +248,6 @@ struct Entry {
     bool laid = false;    // and it was laid out as it is
     bool matrix = false;  // numbered in C order; states have shapes of their own
     const PyTypeObject* gradient_type = nullptr;
-    py::object source;  // the dictionary that the states stand in, if any, and their keys there
-    std::vector<py::object> keys;
     // Of the layout.
     std::vector<index> extents, logical;
     std::array<std::vector<index>, 5 + max_states> strides;
@@ -312,11 +325,9 @@ class Update {
         settle();
     }
 
-    // The arrays beside parameter i. `source` is the dictionary that the states are entries of,
-    // under `keys`: where it holds others by the next step, they are asked for again.
+    // The arrays beside parameter i.
     void bind_arrays(std::size_t i, const py::sequence& states, const py::object& ema,
-                     const py::object& copy, const py::object& remainder, const py::object& source,
-                     const py::sequence& keys) {
+                     const py::object& copy, const py::object& remainder) {
         Entry& e = entries_.at(i);
         const RuleInfo& rule = rules()[tensors_[i].rule];
         if (!e.matrix && int(states.size()) != rule.states) {
@@ -359,12 +370,22 @@ class Update {
         e.ema = std::move(made.ema);
         e.copy = std::move(made.copy);
         e.remainder = std::move(made.remainder);
-        e.source = source;
-        e.keys.clear();
-        for (const auto& key : keys) e.keys.push_back(py::reinterpret_borrow<py::object>(key));
         e.ready = true;
         lay_out(i);
         moved_ = true;
+    }
+
+    // Whether these lists, one after the other, hold our parameters.
+    bool holds(const py::list& lists) const {
+        std::size_t i = 0;
+        for (const auto& list : lists) {
+            const auto items = py::reinterpret_borrow<py::list>(list);
+            for (const auto& p : items) {
+                if (i == entries_.size() || p.ptr() != glances_[i].object) return false;
+                ++i;
+            }
+        }
+        return i == entries_.size();
     }
 
     // Takes the gradients of the next step: a sequence with None where there is none, or None for
@@ -534,6 +555,9 @@ class Update {
         return {a.data, a.dtype == "float64"};
     }
 
+    // An empty tensor may have no address, and yet be there.
+    void* address(const View& v) { return v.data ? v.data : &nothing_; }
+
     static int rule_number(const std::string& name) {
         for (std::size_t r = 0; r < rules().size(); ++r) {
             if (name == rules()[r].name) return int(r);
@@ -595,7 +619,7 @@ class Update {
         known.p = known.gradient = {};
         const dlpack::DataType dtype = e.p.view.dtype;
         const bool changed = look(e.p, "params");
-        if (changed || !e.laid || e.p.view.data != tensors_[i].p.data) {
+        if (changed || !e.laid || address(e.p.view) != tensors_[i].p.data) {
             e.laid = false;
             if (name_of(e.p.view.dtype) != name_of(dtype)) {
                 const dlpack::DataType now = std::exchange(e.p.view.dtype, dtype);
@@ -624,11 +648,8 @@ class Update {
     bool states_stand(Entry& e, std::size_t i) {
         for (std::size_t k = 0; k < e.states.size(); ++k) {
             Bound& s = e.states[k];
-            if (e.source && !e.source.is_none()) {
-                if (PyDict_GetItem(e.source.ptr(), e.keys[k].ptr()) != s.object.ptr()) return false;
-            }
             if (s.exchange == nullptr) continue;
-            if (look(s, "state") || s.view.data != tensors_[i].state[k].data) return false;
+            if (look(s, "state") || address(s.view) != tensors_[i].state[k].data) return false;
         }
         return true;
     }
@@ -637,6 +658,7 @@ class Update {
         Bound& b = e.gradient;
         const bool same_type = e.gradient_type == Py_TYPE(g.ptr());
         if (!same_type) {
+            refuse_wrappers(g, "grads");
             b.exchange = exchange_of(g);
             e.gradient_type = Py_TYPE(g.ptr());
         }
@@ -665,8 +687,8 @@ class Update {
             checked_[i] = nullptr;
         }
         if (zero && !b.writable) raise_value("grads", "a writable array", "a read-only one");
-        // An empty tensor may have no address.
-        tensors_[i].gradient.data = b.view.data ? b.view.data : &nothing_;
+
+        tensors_[i].gradient.data = address(b.view);
     }
 
     void refuse_shared_gradients() const {
@@ -788,7 +810,7 @@ class Update {
                 continue;
             }
             const View& v = bound->view;
-            strided->data = v.data ? v.data : &nothing_;
+            strided->data = address(v);
             strided->dtype = v.dtype.code == 0 ? Dtype::i16 : dtype_of(v.dtype, "state");
             const bool linear =
                 t.size == 0 || !whole({bound, strided}) || strides_of(v.strides, e.strides[k]);
@@ -832,8 +854,8 @@ void bind_optim(py::module_& m) {
              py::arg("params"), py::arg("rules"), py::arg("rows"), py::arg("ids"))
         .def("bind", &Update::bind_arrays, py::arg("i"), py::arg("states"),
              py::arg("ema") = py::none(), py::arg("copy") = py::none(),
-             py::arg("remainder") = py::none(), py::arg("source") = py::none(),
-             py::arg("keys") = py::tuple())
+             py::arg("remainder") = py::none())
+        .def("holds", &Update::holds, py::arg("lists"))
         .def("collect", &Update::collect, py::arg("grads"), py::arg("zero") = false)
         .def("run", &Update::run, py::arg("hyper"), py::arg("unscale") = 1.0,
              py::arg("max_norm") = py::none(), py::arg("check") = false, py::arg("zero") = false,

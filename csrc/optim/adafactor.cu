@@ -130,8 +130,7 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads)
-    rate_kernel(const __grid_constant__ AdafactorStep<T> a) {
+__global__ void __launch_bounds__(threads) rate_kernel(const __grid_constant__ AdafactorStep<T> a) {
     if (a.skipped()) return;
     const index slabs = slabs_of(a.size);
     const double u2 = sum_in_order(a.sums, slabs), p2 = sum_in_order(a.sums + slabs, slabs);
@@ -148,8 +147,9 @@ void factored(const Stream& stream, const AdafactorStep<T>& a) {
     rows_kernel<<<grid(stream, a.matrices * a.rows, threads / of_columns), threads, 0, queue>>>(
         a, of_columns);
     check(cudaGetLastError(), "adafactor");
-    const Buffer partial(stream, std::size_t(reduce_columns_scratch(a.matrices, a.rows, a.columns,
-                                                                    1)) * sizeof(double));
+    const Buffer partial(
+        stream,
+        std::size_t(reduce_columns_scratch(a.matrices, a.rows, a.columns, 1)) * sizeof(double));
     reduce_columns<Columns<T>>(Context{0, 1, stream}, {a}, {a.matrices, a.rows, a.columns},
                                {{each(a.g, a.rows, a.columns)}},
                                static_cast<double*>(partial.data()));

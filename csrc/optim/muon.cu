@@ -115,9 +115,8 @@ void muon_typed(const MatrixPart& part) {
         std::swap(in, out);
     }
     const auto longer = double(std::max(rows, columns));
-    const double adjusted = h[10] != 0.0
-                                ? 0.2 * std::sqrt(longer)
-                                : std::sqrt(std::max(1.0, double(rows) / double(columns)));
+    const double adjusted = h[10] != 0.0 ? 0.2 * std::sqrt(longer)
+                                         : std::sqrt(std::max(1.0, double(rows) / double(columns)));
     scale_kernel<T><<<blocks, threads, 0, queue>>>(size, nullptr, T(adjusted), in, x);
     check(cudaGetLastError(), "muon");
     apply<T>(part, x);

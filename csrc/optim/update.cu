@@ -1,11 +1,11 @@
 #include "optim/update.hpp"
 
-#include <cstring>
+#include <algorithm>
 #include <new>
 #include <utility>
 
-#include "core/buffer.hpp"
 #include "core/philox.hpp"
+#include "optim/tables.cuh"
 #include "optim/update_cuda.cuh"
 
 SP_BEGIN
@@ -15,7 +15,7 @@ namespace optim_cuda {
 namespace {
 
 constexpr int four = 4;  // elements that a thread takes at once
-constexpr index chunk = 2 * four * threads;
+static_assert(chunk % (four * threads) == 0, "a block takes whole rows of a chunk");
 
 // What a launch over some tensors reads. Around a rule on matrices `x` stands in for the parameter
 // or for the gradient.
@@ -77,8 +77,8 @@ struct Operand : Array {
 template <class T>
 __device__ __forceinline__ Operand operand(const Array& a) {
     const auto address = reinterpret_cast<std::uintptr_t>(a.data);
-    const bool aligned = is_half(a.dtype) ? address % 8 == 0
-                                          : a.dtype == dtype_of<T> && address % 16 == 0;
+    const bool aligned =
+        is_half(a.dtype) ? address % 8 == 0 : a.dtype == dtype_of<T> && address % 16 == 0;
     return {a, a.strides < 0 && aligned};
 }
 
@@ -169,8 +169,8 @@ __device__ __forceinline__ void decode(Dtype dtype, const Raw<T>& raw, T (&x)[fo
 // Random bits of four elements: field 0 is the parameter's, those after it the states'.
 struct Draws {
     Philox of[four];
-    __device__ __forceinline__ std::uint32_t field(int k, int f) const {
-        return of[k].word[f / 2] >> (16 * (f % 2)) & 0xffff;
+    __device__ __forceinline__ std::int32_t field(int k, int f) const {
+        return std::int32_t(of[k].word[f / 2] >> (16 * (f % 2)) & 0xffff);
     }
 };
 static_assert(max_states <= 7, "a draw has eight fields of 16 bits");
@@ -187,12 +187,11 @@ __device__ __noinline__ Draws draw(const index* numbers, const Item& item, index
     return draws;
 }
 
-__device__ __noinline__ std::uint16_t half_nearest(Dtype dtype, float x) {
-    return dtype == Dtype::bf16 ? rounded<bfloat16>(x).bits : rounded<float16>(x).bits;
-}
-__device__ __noinline__ std::uint16_t half_at_random(Dtype dtype, float x, std::uint32_t random) {
-    return dtype == Dtype::bf16 ? rounded_randomly<bfloat16>(x, random).bits
-                                : rounded_randomly<float16>(x, random).bits;
+// `random` is negative where the nearest is wanted.
+__device__ __noinline__ std::uint16_t half_slowly(Dtype dtype, float x, std::int32_t random) {
+    if (random < 0) return rounded<float16>(x).bits;
+    return dtype == Dtype::bf16 ? rounded_randomly<bfloat16>(x, std::uint32_t(random)).bits
+                                : rounded_randomly<float16>(x, std::uint32_t(random)).bits;
 }
 
 template <class T>
@@ -207,8 +206,9 @@ __device__ __forceinline__ Raw<T> encode(Dtype dtype, const T (&x)[four], bool r
 #pragma unroll
     for (int k = 0; k < four; ++k) {
         const std::uint32_t half =
-            random ? half_at_random(dtype, float(x[k]), draws.field(k, field))
-                   : half_nearest(dtype, float(x[k]));
+            dtype == Dtype::bf16 && !random
+                ? rounded<bfloat16>(float(x[k])).bits
+                : half_slowly(dtype, float(x[k]), random ? draws.field(k, field) : -1);
         raw.word[k / 2] |= half << (16 * (k % 2));
     }
     return raw;
@@ -254,8 +254,8 @@ __device__ __forceinline__ void update_four(const Update& u, const Item& item,
     const Raw<T> p_raw = fetch<T>(numbers, item, o.p, at, n);
     Raw<T> g_raw{};
     if constexpr (!stays<R>) g_raw = fetch<T>(numbers, item, o.gradient, at, n);
-    [[maybe_unused]] const Raw<T> state_raw[] = {
-        fetch<T>(numbers, item, o.state[I], at, n)..., Raw<T>{}};
+    [[maybe_unused]] const Raw<T> state_raw[] = {fetch<T>(numbers, item, o.state[I], at, n)...,
+                                                 Raw<T>{}};
     Raw<T> low{}, ema_raw{};
     if (o.remainder.data) low = fetch<T>(numbers, item, o.remainder, at, n);
     if (o.ema.data) ema_raw = fetch<T>(numbers, item, o.ema, at, n);
@@ -268,8 +268,7 @@ __device__ __forceinline__ void update_four(const Update& u, const Item& item,
     if (o.remainder.data) {
 #pragma unroll
         for (int k = 0; k < four; ++k) {
-            p[k] = T(joined(bfloat16{half_of(p_raw.word, k)},
-                            std::int16_t(half_of(low.word, k))));
+            p[k] = T(joined(bfloat16{half_of(p_raw.word, k)}, std::int16_t(half_of(low.word, k))));
         }
     }
 #pragma unroll
@@ -373,7 +372,9 @@ __device__ __forceinline__ void plain_chunk(const Update& u, const Item& item, c
     T* const g = static_cast<T*>(gradient);
     T* const ema = static_cast<T*>(item.ema.data);
     [[maybe_unused]] T* const state[] = {static_cast<T*>(item.state[I].data)..., nullptr};
-    const auto aligned = [](const void* x) { return reinterpret_cast<std::uintptr_t>(x) % 16 == 0; };
+    const auto aligned = [](const void* x) {
+        return reinterpret_cast<std::uintptr_t>(x) % 16 == 0;
+    };
     const bool vectors = aligned(p) && aligned(g) && aligned(ema) && (aligned(state[I]) && ...);
     const auto weight = T(u.ema_weight);
     const index end = begin + chunk < item.size ? begin + chunk : item.size;
@@ -409,8 +410,8 @@ __global__ void __launch_bounds__(threads) plain_kernel(const __grid_constant__ 
         void* const gradient = d.gradients[tensor];
         if (gradient == nullptr) continue;
         const R rule = *reinterpret_cast<const R*>(&u.blocks[tensor]);
-        plain_chunk(u, d.items[tensor], rule, factor, gradient,
-                    (c - u.pieces.first[piece]) * chunk, std::make_index_sequence<R::states>());
+        plain_chunk(u, d.items[tensor], rule, factor, gradient, (c - u.pieces.first[piece]) * chunk,
+                    std::make_index_sequence<R::states>());
     }
 }
 
@@ -527,9 +528,7 @@ __global__ void __launch_bounds__(threads)
         double sum = 0.0;
         if (data) {
             switch (item.gradient.dtype) {
-                case Dtype::f32:
-                    sum = squares_of<float>(d, item, data, strides, begin, end);
-                    break;
+                case Dtype::f32: sum = squares_of<float>(d, item, data, strides, begin, end); break;
                 case Dtype::f64:
                     sum = squares_of<double>(d, item, data, strides, begin, end);
                     break;
@@ -603,10 +602,8 @@ __global__ void __launch_bounds__(few)
     Clock clock = d.clocks[tensor];
     ++clock.steps;
     switch (item.rule) {
-#define SP_BUILD(R)                                                             \
-    case int(RuleId::R):                                                        \
-        build<R>(item.wide, d.blocks[tensor], h, clock.steps, clock.carry);     \
-        break;
+#define SP_BUILD(R) \
+    case int(RuleId::R): build<R>(item.wide, d.blocks[tensor], h, clock.steps, clock.carry); break;
         SP_RULES(SP_BUILD)
 #undef SP_BUILD
     }
@@ -638,17 +635,6 @@ using Launch = void (*)(const Stream&, bool, const Update&);
 #define SP_LAUNCH(R) {&launch<R<float>>, &launch<R<double>>},
 constexpr Launch launches[][2] = {SP_RULES(SP_LAUNCH)};
 #undef SP_LAUNCH
-#define SP_FLAG(R) by_norms<R<float>>,
-constexpr bool needs_norms[] = {SP_RULES(SP_FLAG)};
-#undef SP_FLAG
-#define SP_COUNT(R) R<float>::states,
-constexpr int states_of[] = {SP_RULES(SP_COUNT)};
-#undef SP_COUNT
-constexpr int rules = sizeof(states_of) / sizeof(states_of[0]);
-
-constexpr bool on_matrices(int rule) {
-    return rule == int(RuleId::Adafactor) || rule == int(RuleId::Muon);
-}
 
 // The one rule by norms is LAMB.
 template <class R>
@@ -660,330 +646,10 @@ void prepare(const Stream& stream, const Update& u) {
     check(cudaGetLastError(), "norms");
 }
 
-// Whether all arrays lie alike, in the type that they are worked on.
-bool is_plain(const Item& item) {
-    const Dtype dtype = item.wide ? Dtype::f64 : Dtype::f32;
-    const auto fits = [&](const Array& a) { return a.strides < 0 && a.dtype == dtype; };
-    bool plain = !on_matrices(item.rule) && !item.copy.data && !item.remainder.data &&
-                 fits(item.p) && fits(item.gradient) && (!item.ema.data || fits(item.ema));
-    for (int k = 0; k < states_of[item.rule]; ++k) plain = plain && fits(item.state[k]);
-    return plain;
-}
-
 Update update_of(const Device& device, const Pieces& pieces, const StepOptions& options) {
-    return {device,
-            pieces,
-            device.blocks,
-            Stage::whole,
-            nullptr,
-            options.ema_weight,
-            options.zero,
-            options.random,
-            options.seed};
+    return {device,       pieces,         device.blocks, Stage::whole, nullptr, options.ema_weight,
+            options.zero, options.random, options.seed};
 }
-
-// Bytes that travel as a kernel's arguments: a launch keeps them, so that the host's may change at
-// once, and nothing is waited for.
-struct Packet {
-    std::uint32_t word[960];  // arguments are at most 4 KB
-};
-__global__ void __launch_bounds__(threads)
-    write_kernel(const __grid_constant__ Packet packet, std::uint32_t* to, int count) {
-    for (int i = int(threadIdx.x); i < count; i += threads) to[i] = packet.word[i];
-}
-
-// A multiple of 4 bytes.
-void write(cudaStream_t queue, void* device, const void* host, std::size_t bytes) {
-    const auto* from = static_cast<const char*>(host);
-    auto* to = static_cast<char*>(device);
-    while (bytes > 0) {
-        Packet packet;
-        const std::size_t now = std::min(bytes, sizeof packet);
-        std::memcpy(packet.word, from, now);
-        write_kernel<<<1, threads, 0, queue>>>(
-            packet, reinterpret_cast<std::uint32_t*>(to), int(now / sizeof(std::uint32_t)));
-        check(cudaGetLastError(), "write");
-        from += now;
-        to += now;
-        bytes -= now;
-    }
-}
-
-// Memory that belongs to no stream: steps may run on several, and graphs hold its address.
-class Memory {
-   public:
-    Memory() = default;
-    explicit Memory(std::size_t bytes) : bytes_(bytes) {
-        const cudaError_t status = cudaMalloc(&data_, bytes);
-        if (status == cudaErrorMemoryAllocation) {
-            (void)cudaGetLastError();
-            throw std::bad_alloc();
-        }
-        check(status, "cudaMalloc");
-    }
-    Memory(Memory&& other) noexcept { *this = std::move(other); }
-    Memory& operator=(Memory&& other) noexcept {
-        std::swap(data_, other.data_);
-        std::swap(bytes_, other.bytes_);
-        return *this;
-    }
-    // Waits for the device, so for whatever was queued on the memory.
-    ~Memory() {
-        if (data_ != nullptr && !forked()) (void)cudaFree(data_);
-    }
-    char* data() const { return static_cast<char*>(data_); }
-    std::size_t bytes() const { return bytes_; }
-
-   private:
-    void* data_ = nullptr;
-    std::size_t bytes_ = 0;
-};
-
-// Arrays in one piece of memory: those that the host writes, and then those it leaves alone.
-class Image {
-   public:
-    template <class X>
-    std::size_t add(const std::vector<X>& x) {
-        const std::size_t at = bytes_.size();
-        bytes_.resize(padded(at + x.size() * sizeof(X)));
-        if (!x.empty()) std::memcpy(bytes_.data() + at, x.data(), x.size() * sizeof(X));
-        return at;
-    }
-    template <class X>
-    std::size_t leave(std::size_t count) {
-        const std::size_t at = bytes_.size() + left_;
-        left_ += padded(count * sizeof(X));
-        return at;
-    }
-    const std::vector<char>& bytes() const { return bytes_; }
-    std::size_t total() const { return bytes_.size() + left_; }
-
-   private:
-    static std::size_t padded(std::size_t n) { return (n + 15) / 16 * 16; }
-    std::vector<char> bytes_;
-    std::size_t left_ = 0;
-};
-
-// The tensors of one launch.
-struct Group {
-    int rule;
-    bool wide, plain;
-    std::vector<int> tensors;
-    Pieces chunks, slabs;  // slabs for rules by norms only
-};
-
-template <class X>
-bool same(const std::vector<X>& a, const std::vector<X>& b) {
-    return a.size() == b.size() &&
-           (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(X)) == 0);
-}
-
-// What the host has told the device of tensors and numbers. It is told again what has changed.
-class Tables {
-   public:
-    void tell(cudaStream_t queue, const std::vector<Tensor>& tensors,
-              const std::vector<double>& hyper, const std::vector<Scalar>& rates);
-    // With the gradients that are there at the moment.
-    const Device& device() const { return device_; }
-    const Pieces& slabs() const { return slabs_; }
-    const std::vector<Group>& groups() const { return groups_; }
-
-   private:
-    void describe(const std::vector<Tensor>& tensors, std::size_t rows, std::vector<index>& key);
-    void lay_out(cudaStream_t queue, const std::vector<Tensor>& tensors, std::size_t rows);
-    template <class X>
-    void send(cudaStream_t queue, const void* device, const std::vector<X>& now,
-              std::vector<X>& told);
-
-    Memory memory_;
-    Device device_{};
-    Pieces slabs_{};
-    std::vector<Group> groups_;
-    // As told, and room to write down what is to be told.
-    std::vector<index> key_, new_key_;
-    std::vector<void*> gradients_, new_gradients_;
-    std::vector<double> hyper_;
-    std::vector<Rate> rates_, new_rates_;
-};
-
-// All of the tensors but where their gradients are.
-void Tables::describe(const std::vector<Tensor>& tensors, std::size_t rows,
-                      std::vector<index>& key) {
-    key.clear();
-    key.push_back(index(rows));
-    key.push_back(index(tensors.size()));
-    for (const Tensor& t : tensors) {
-        const auto numbers = [&](const index* n) {
-            key.push_back(n != nullptr);
-            if (n) key.insert(key.end(), n, n + t.axes);
-        };
-        const auto array = [&](const Strided& a) {
-            key.push_back(index(a.dtype));
-            numbers(a.strides);
-        };
-        for (index n : {t.size, index(t.axes), index(t.rule), index(t.hyper), t.id}) {
-            key.push_back(n);
-        }
-        numbers(t.extents);
-        numbers(t.logical);
-        array(t.gradient);
-        for (const Strided* a : {&t.p, &t.ema, &t.copy, &t.remainder}) {
-            key.push_back(reinterpret_cast<index>(a->data));
-            array(*a);
-        }
-        for (const Strided& a : t.state) {
-            key.push_back(reinterpret_cast<index>(a.data));
-            array(a);
-        }
-    }
-}
-
-void Tables::lay_out(cudaStream_t queue, const std::vector<Tensor>& tensors, std::size_t rows) {
-    Image image;
-    std::vector<Item> items;
-    std::vector<index> numbers;
-    for (const Tensor& t : tensors) {
-        const auto place = [&](const index* n) {
-            if (n == nullptr) return -1;
-            const auto at = int(numbers.size());
-            numbers.insert(numbers.end(), n, n + t.axes);
-            return at;
-        };
-        const auto array = [&](const Strided& a) {
-            return Array{a.data, place(a.strides), a.dtype};
-        };
-        Item item{};
-        item.size = t.size;
-        item.id = t.id;
-        item.p = array(t.p);
-        item.gradient = array(t.gradient);
-        item.ema = array(t.ema);
-        item.copy = array(t.copy);
-        item.remainder = array(t.remainder);
-        for (int k = 0; k < max_states; ++k) item.state[k] = array(t.state[k]);
-        item.rule = t.rule;
-        item.hyper = t.hyper;
-        item.axes = t.axes;
-        item.extents = place(t.extents);
-        item.logical = place(t.logical);
-        item.wide = t.p.dtype == Dtype::f64;
-        items.push_back(item);
-    }
-    // One group for each rule and type, but for rules on matrices, which go one by one.
-    groups_.clear();
-    int places[rules][4];
-    for (auto& place : places) std::fill(std::begin(place), std::end(place), -1);
-    std::vector<int> all;
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-        if (tensors[i].size == 0) continue;
-        all.push_back(int(i));
-        const int rule = tensors[i].rule;
-        const bool wide = items[i].wide, plain = is_plain(items[i]);
-        int& place = places[rule][2 * plain + wide];
-        if (place < 0 || on_matrices(rule)) {
-            place = int(groups_.size());
-            groups_.push_back({rule, wide, plain, {}, {}, {}});
-        }
-        groups_[place].tensors.push_back(int(i));
-    }
-    // Places within the memory stand for addresses until there is memory.
-    const auto pieces = [&](const std::vector<int>& which, index each) {
-        std::vector<index> first;
-        index total = 0;
-        for (int i : which) {
-            first.push_back(total);
-            total += (tensors[i].size + each - 1) / each;
-        }
-        const std::size_t list = image.add(which), firsts = image.add(first);
-        return Pieces{reinterpret_cast<const int*>(list), reinterpret_cast<const index*>(firsts),
-                      int(which.size()), total};
-    };
-    slabs_ = pieces(all, slab);
-    index sums = slabs_.total;
-    for (Group& group : groups_) {
-        group.chunks = pieces(group.tensors, chunk);
-        group.slabs = {};
-        if (needs_norms[group.rule]) {
-            group.slabs = pieces(group.tensors, slab);
-            sums = std::max(sums, 2 * group.slabs.total);
-        }
-    }
-    const std::size_t n = tensors.size();
-    const std::size_t items_at = image.add(items), numbers_at = image.add(numbers);
-    const std::size_t gradients_at = image.leave<void*>(n);
-    const std::size_t hyper_at = image.leave<double>(rows * max_hyper);
-    const std::size_t rates_at = image.leave<Rate>(rows);
-    const std::size_t blocks_at = image.leave<Block>(2 * n);
-    const std::size_t sums_at = image.leave<double>(std::size_t(sums));
-
-    if (image.total() > memory_.bytes()) memory_ = Memory(image.total());
-    char* const base = memory_.data();
-    const auto at = [base](Pieces& p) {
-        const auto list = reinterpret_cast<std::size_t>(p.tensors);
-        const auto firsts = reinterpret_cast<std::size_t>(p.first);
-        p.tensors = reinterpret_cast<const int*>(base + list);
-        p.first = reinterpret_cast<const index*>(base + firsts);
-    };
-    at(slabs_);
-    for (Group& group : groups_) {
-        at(group.chunks);
-        at(group.slabs);
-    }
-    device_.items = reinterpret_cast<const Item*>(base + items_at);
-    device_.numbers = reinterpret_cast<const index*>(base + numbers_at);
-    device_.gradients = reinterpret_cast<void* const*>(base + gradients_at);
-    device_.hyper = reinterpret_cast<const double*>(base + hyper_at);
-    device_.rates = reinterpret_cast<const Rate*>(base + rates_at);
-    device_.blocks = reinterpret_cast<Block*>(base + blocks_at);
-    device_.first_blocks = device_.blocks + n;
-    device_.sums = reinterpret_cast<double*>(base + sums_at);
-    device_.count = int(n);
-    write(queue, base, image.bytes().data(), image.bytes().size());
-}
-
-template <class X>
-void Tables::send(cudaStream_t queue, const void* device, const std::vector<X>& now,
-                  std::vector<X>& told) {
-    if (same(now, told)) return;
-    told.clear();
-    write(queue, const_cast<void*>(device), now.data(), now.size() * sizeof(X));
-    told = now;
-}
-
-void Tables::tell(cudaStream_t queue, const std::vector<Tensor>& tensors,
-                  const std::vector<double>& hyper, const std::vector<Scalar>& rates) {
-    const std::size_t rows = hyper.size() / max_hyper;
-    describe(tensors, rows, new_key_);
-    if (!same(new_key_, key_)) {
-        key_.clear();
-        gradients_.clear();
-        hyper_.clear();
-        rates_.clear();
-        lay_out(queue, tensors, rows);
-        std::swap(key_, new_key_);
-    }
-    new_gradients_.clear();
-    for (const Tensor& t : tensors) new_gradients_.push_back(t.gradient.data);
-    new_rates_.assign(rows, Rate{nullptr, 0});
-    for (std::size_t r = 0; r < std::min(rows, rates.size()); ++r) {
-        new_rates_[r] = {rates[r].data, rates[r].wide};
-    }
-    send(queue, device_.gradients, new_gradients_, gradients_);
-    send(queue, device_.hyper, hyper, hyper_);
-    send(queue, device_.rates, new_rates_, rates_);
-}
-
-// Allows what a capture of any stream would forbid, and what is safe outside of the captured one.
-class Relaxed {
-   public:
-    Relaxed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
-    ~Relaxed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
-    Relaxed(const Relaxed&) = delete;
-    Relaxed& operator=(const Relaxed&) = delete;
-
-   private:
-    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
 
 }  // namespace
 
@@ -1014,8 +680,8 @@ template void apply(const MatrixPart&, const double*);
 
 using namespace optim_cuda;
 
-// A step that is captured has tables of its own, which are written at once, beside the capture: what
-// a graph is replayed with is what it was captured with, but for clocks, gradients' values and
+// A step that is captured has tables of its own, which are written at once, beside the capture:
+// what a graph is replayed with is what it was captured with, but for clocks, gradients' values and
 // numbers that lie on the device.
 struct Stepper::State {
     explicit State(std::size_t tensors) : clocks(tensors) {}
@@ -1040,8 +706,9 @@ struct Stepper::State {
 
     Memory memory;  // the device's status and clocks
     cudaStream_t side = nullptr;
-    cudaEvent_t done = nullptr;  // the last step that was not captured,
-    cudaStream_t last = nullptr;  // and where it was queued
+    bool queued = false;          // some step was, and not captured,
+    cudaStream_t last = nullptr;  // the last of them here,
+    cudaEvent_t done = nullptr;   // and this is its end
     Tables tables;
     std::vector<std::unique_ptr<Tables>> of_graphs;
 };
@@ -1064,10 +731,8 @@ Stepper::State::~State() {
 
 void Stepper::State::start() {
     if (memory.data()) return;
-    const Relaxed relaxed;
     if (side == nullptr) {
-        check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking),
-              "cudaStreamCreateWithFlags");
+        check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     }
     if (done == nullptr) {
         check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "cudaEventCreateWithFlags");
@@ -1085,17 +750,15 @@ void Stepper::State::send_clocks(cudaStream_t queue) {
     ahead = false;
 }
 
-Tables& Stepper::State::tell(cudaStream_t queue, bool captured,
-                             const std::vector<Tensor>& tensors,
+Tables& Stepper::State::tell(cudaStream_t queue, bool captured, const std::vector<Tensor>& tensors,
                              const std::vector<double>& hyper, const std::vector<Scalar>& rates) {
     if (!captured) {
-        if (last && last != queue) check(cudaStreamWaitEvent(queue, done), "cudaStreamWaitEvent");
+        if (queued && last != queue) check(cudaStreamWaitEvent(queue, done), "cudaStreamWaitEvent");
         tables.tell(queue, tensors, hyper, rates);
         send_clocks(queue);
         return tables;
     }
-    const Relaxed relaxed;
-    if (last) check(cudaEventSynchronize(done), "cudaEventSynchronize");
+    if (queued) check(cudaEventSynchronize(done), "cudaEventSynchronize");
     of_graphs.push_back(std::make_unique<Tables>());
     Tables& own = *of_graphs.back();
     own.tell(side, tensors, hyper, rates);
@@ -1108,7 +771,7 @@ Tables& Stepper::State::tell(cudaStream_t queue, bool captured,
 void Stepper::State::wait() const {
     if (!of_graphs.empty()) {
         check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
-    } else if (last) {
+    } else if (queued) {
         check(cudaEventSynchronize(done), "cudaEventSynchronize");
     }
 }
@@ -1161,6 +824,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
                    const std::vector<double>& hyper, const std::vector<Scalar>& rates,
                    const StepOptions& options) {
     const DeviceGuard guard;
+    const Relaxed relaxed;
     State& s = *state_;
     const cudaStream_t queue = native(stream).stream;
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
@@ -1173,8 +837,8 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
     Device device = tables.device();
     device.clocks = s.device_clocks();
     device.status = s.device_status();
-    const Question question{options.unscale, options.max_norm, options.scale,
-                            options.found_inf, options.norm, options.check};
+    const Question question{options.unscale,   options.max_norm, options.scale,
+                            options.found_inf, options.norm,     options.check};
     if (options.norm) {
         const Pieces& slabs = tables.slabs();
         if (slabs.total > 0) {
@@ -1188,7 +852,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
     begin_kernel<<<blocks, few, 0, queue>>>(device, question);
     check(cudaGetLastError(), "step");
     for (const Group& group : tables.groups()) {
-        Update u = update_of(device, group.chunks, options);
+        const Update u = update_of(device, group.chunks, options);
         bool some = false, some_stay = false;
         for (int i : group.tensors) {
             const Tensor& t = tensors[i];
@@ -1200,7 +864,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
         if (on_matrices(group.rule)) {
             const int i = group.tensors[0];
             const Tensor& t = tensors[i];
-            const MatrixPart part{stream, device, options, t, &hyper[t.hyper * max_hyper],
+            const MatrixPart part{stream, device,      options, t, &hyper[t.hyper * max_hyper],
                                   i,      group.chunks};
             if (group.rule == int(RuleId::Adafactor)) {
                 adafactor(part);
@@ -1228,6 +892,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
     if (captured) return;
     check(cudaEventRecord(s.done, queue), "cudaEventRecord");
     s.last = queue;
+    s.queued = true;
 }
 
 SP_END

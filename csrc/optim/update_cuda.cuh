@@ -15,6 +15,21 @@ constexpr int threads = 256;
 constexpr index slab = 16384;
 constexpr index slabs_of(index size) { return (size + slab - 1) / slab; }
 
+// What a block takes of a tensor at once.
+constexpr index chunk = 2048;
+
+#define SP_FLAG(R) by_norms<R<float>>,
+constexpr bool needs_norms[] = {SP_RULES(SP_FLAG)};
+#undef SP_FLAG
+#define SP_COUNT(R) R<float>::states,
+constexpr int states_of[] = {SP_RULES(SP_COUNT)};
+#undef SP_COUNT
+constexpr int rules = sizeof(states_of) / sizeof(states_of[0]);
+
+constexpr bool on_matrices(int rule) {
+    return rule == int(RuleId::Adafactor) || rule == int(RuleId::Muon);
+}
+
 struct Array {
     void* data;   // null: absent
     int strides;  // where they are among the numbers; negative: element i lies at data[i]
@@ -48,13 +63,13 @@ struct Device {
     const Item* items;
     const index* numbers;
     void* const* gradients;
-    const double* hyper;   // by row, as the next
+    const double* hyper;  // by row, as the next
     const Rate* rates;
     Clock* clocks;
-    Block* blocks;         // the rules' scalars,
-    Block* first_blocks;   // and those of the rules that begin a step on matrices
+    Block* blocks;        // the rules' scalars,
+    Block* first_blocks;  // and those of the rules that begin a step on matrices
     Status* status;
-    double* sums;          // scratch
+    double* sums;  // scratch
     int count;
 };
 

@@ -179,7 +179,8 @@ class Optimizer(Rule):
         if loss_scale is not None and not 0 < loss_scale < math.inf:
             raise ValueError(expected("loss_scale", "above 0 and finite", loss_scale))
         if not self._plan.fits(self, self.param_groups):
-            raise ValueError(expected("param_groups", "the rule they began with", "another one"))
+            wanted = "the rules and parameters they began with"
+            raise ValueError(expected("param_groups", wanted, "others"))
         many = [grads] if self._single else list(grads)
         self._plan.native.collect(many, self._options.zero_grads)
         self._plan.run(self, self.param_groups, self._options, loss_scale=loss_scale)

@@ -14,14 +14,14 @@ from ..errors import expected
 if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack
 
-__all__ = ["Common", "Group", "Options", "Plan", "Rule"]
+__all__ = ["Common", "Group", "Options", "Plan", "Rule", "Shared"]
 
 #: A parameter group: its hyper-parameters by PyTorch's names, and its arrays under "params".
 Group: TypeAlias = dict[str, Any]
 
 
-class Common(TypedDict, total=False):
-    """The keyword arguments that every optimizer takes; see `saddlepoint.optim`."""
+class Shared(TypedDict, total=False):
+    """What every optimizer takes beyond its namesake in PyTorch; see `saddlepoint.optim`."""
 
     max_norm: float | None
     check_finite: bool
@@ -32,6 +32,11 @@ class Common(TypedDict, total=False):
     master: bool
     stochastic_rounding: int | None
     decay_mask: Callable[[Any], bool] | Sequence[bool] | None
+
+
+class Common(Shared, total=False):
+    """The same with PyTorch's choices between implementations."""
+
     foreach: bool | None
     fused: bool | None
     capturable: bool
@@ -56,7 +61,7 @@ class Options:
     def of(cls, common: Mapping[str, Any]) -> Options:
         """Those of ``common`` that are ours; TypeError for a name nobody knows."""
         for name in common:
-            if name not in Common.__annotations__:
+            if name not in {**Shared.__annotations__, **Common.__annotations__}:
                 raise TypeError(expected(name, "an argument of the optimizer", "an unknown one"))
         if common.get("differentiable"):
             raise ValueError(expected("differentiable", "False", True))
@@ -92,6 +97,8 @@ class Rule(abc.ABC):
 
     #: Numbers that the rule carries from step to step, by PyTorch's names.
     carried: tuple[str, ...] = ()
+    #: States that options other than a group's could call for.
+    known: tuple[str, ...] = ()
     #: Whether PyTorch keeps a step count in the state.
     counts: bool = True
     _options: Options
@@ -117,6 +124,8 @@ class Rule(abc.ABC):
         for name in Options.__dataclass_fields__:
             if name in group:
                 raise TypeError(expected(name, "an argument of the whole optimizer", "a group's"))
+        if hasattr(group["lr"], "shape") and size_of(group["lr"].shape) != 1:
+            raise ValueError(expected("lr", "one number", f"shape {tuple(group['lr'].shape)}"))
         for name in ("lr", "weight_decay", "eps", "momentum"):
             if isinstance(group.get(name), int | float):
                 at_least_zero(**{name: group[name]})
@@ -171,8 +180,10 @@ class Plan:
         )
 
     def fits(self, rule: Rule, groups: Sequence[Group]) -> bool:
-        """Whether the groups still name the same rules."""
-        return [rule._rule(group) for group in groups] == self.rules
+        """Whether the groups still name the same rules and hold the same parameters."""
+        return [rule._rule(group) for group in groups] == self.rules and self.native.holds(
+            [group["params"] for group in groups]
+        )
 
     def run(
         self,

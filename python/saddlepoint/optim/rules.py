@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import expected
-from .plan import Common, Group, Rule, at_least_zero, within_one
+from .plan import Common, Group, Rule, Shared, at_least_zero, within_one
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,6 +70,7 @@ class SGD(Rule):
     """
 
     counts = False
+    known = ("momentum_buffer",)
 
     def __init__(
         self,
@@ -146,9 +147,13 @@ class Adagrad(Rule):
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
+        foreach: bool | None = None,
         *,
         maximize: bool = False,
-        **common: Unpack[Common],
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        **common: Unpack[Shared],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -158,7 +163,10 @@ class Adagrad(Rule):
             "initial_accumulator_value": initial_accumulator_value,
             "maximize": maximize,
         }
-        self._start(params, defaults, common)
+        choices = Common(
+            foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable
+        )
+        self._start(params, defaults, {**common, **choices})
 
     def _check(self, group: Group) -> None:
         super()._check(group)
@@ -207,6 +215,8 @@ class RMSprop(Rule):
     array([0.9])
     """
 
+    known = ("square_avg", "grad_avg", "momentum_buffer")
+
     def __init__(
         self,
         params: Any,
@@ -216,10 +226,14 @@ class RMSprop(Rule):
         weight_decay: float = 0.0,
         momentum: float = 0.0,
         centered: bool = False,
-        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
         maximize: bool = False,
+        differentiable: bool = False,
+        *,
         clamp: bool = False,
-        **common: Unpack[Common],
+        fused: bool | None = None,
+        **common: Unpack[Shared],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -231,7 +245,10 @@ class RMSprop(Rule):
             "maximize": maximize,
             "clamp": clamp,
         }
-        self._start(params, defaults, common)
+        choices = Common(
+            foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable
+        )
+        self._start(params, defaults, {**common, **choices})
 
     def _check(self, group: Group) -> None:
         super()._check(group)
@@ -285,6 +302,8 @@ class Adam(Rule):
     >>> p.round(6)
     array([0.9])
     """
+
+    known = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
     def __init__(
         self,
@@ -467,9 +486,13 @@ class Adadelta(Rule):
         rho: float = 0.9,
         eps: float = 1e-6,
         weight_decay: float = 0.0,
+        foreach: bool | None = None,
         *,
         maximize: bool = False,
-        **common: Unpack[Common],
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        **common: Unpack[Shared],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -478,7 +501,10 @@ class Adadelta(Rule):
             "weight_decay": weight_decay,
             "maximize": maximize,
         }
-        self._start(params, defaults, common)
+        choices = Common(
+            foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable
+        )
+        self._start(params, defaults, {**common, **choices})
 
     def _check(self, group: Group) -> None:
         super()._check(group)
@@ -527,9 +553,13 @@ class Adamax(Rule):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        foreach: bool | None = None,
         *,
         maximize: bool = False,
-        **common: Unpack[Common],
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        **common: Unpack[Shared],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -538,7 +568,10 @@ class Adamax(Rule):
             "weight_decay": weight_decay,
             "maximize": maximize,
         }
-        self._start(params, defaults, common)
+        choices = Common(
+            foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable
+        )
+        self._start(params, defaults, {**common, **choices})
 
     def _check(self, group: Group) -> None:
         super()._check(group)
@@ -717,9 +750,13 @@ class ASGD(Rule):
         alpha: float = 0.75,
         t0: float = 1e6,
         weight_decay: float = 0.0,
-        *,
+        foreach: bool | None = None,
         maximize: bool = False,
-        **common: Unpack[Common],
+        differentiable: bool = False,
+        capturable: bool = False,
+        *,
+        fused: bool | None = None,
+        **common: Unpack[Shared],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -729,7 +766,10 @@ class ASGD(Rule):
             "weight_decay": weight_decay,
             "maximize": maximize,
         }
-        self._start(params, defaults, common)
+        choices = Common(
+            foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable
+        )
+        self._start(params, defaults, {**common, **choices})
 
     def _rule(self, group: Group) -> str:
         return "asgd"

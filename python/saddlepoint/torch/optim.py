@@ -8,12 +8,13 @@ keyword arguments that all of them share; ``max_norm`` stands for ``clip_grad_no
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.nn.parameter import is_lazy
 
 from .._native import device_of
 from ..errors import expected
@@ -51,6 +52,85 @@ _TAKES_MANY = "Iterable" in str(increment_version.__annotations__)
 _OURS = "saddlepoint"
 
 _Clock = tuple[int, list[float]]
+_Slot = tuple[tuple[int, ...], tuple[int, ...], str]  # shape, strides, dtype
+
+
+class _Changes:
+    """Whether somebody changed an entry of an optimizer's state."""
+
+    made = False
+
+
+class _Entry(dict[str, Any]):
+    """A parameter's states; tells when they are replaced, which the native plan must hear of."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.changes = _Changes()
+
+    def __reduce__(self) -> Any:
+        return _Entry, (dict(self),)
+
+
+class _State(defaultdict[Tensor, Any]):
+    """``Optimizer.state``, which tells of changes as its entries do."""
+
+    def __init__(self, given: Mapping[Tensor, Any]) -> None:
+        super().__init__(None)
+        self.changes = _Changes()
+        self.changes.made = True
+        self.update(given)
+
+    def __missing__(self, p: Tensor) -> Any:
+        self[p] = {}
+        return self[p]
+
+    def __setitem__(self, p: Tensor, value: Any) -> None:
+        if isinstance(value, dict):
+            value = value if isinstance(value, _Entry) else _Entry(value)
+            value.changes = self.changes
+        self.changes.made = True
+        super().__setitem__(p, value)
+
+    def setdefault(self, p: Tensor, default: Any = None) -> Any:
+        """The entry of ``p``, made of ``default`` where there is none."""
+        if p not in self:
+            self[p] = default
+        return self[p]
+
+    def update(self, *given: Any) -> None:
+        """Set entries."""
+        for p, value in dict(*given).items():
+            self[p] = value
+
+    def __reduce__(self) -> Any:
+        return _State, (dict(self),)
+
+
+def _telling(kind: type, name: str) -> None:
+    """Have a method of ``kind`` tell of the change that it makes."""
+    method = getattr(kind, name)
+
+    def told(self: Any, *given: Any, **named: Any) -> Any:
+        self.changes.made = True
+        return method(self, *given, **named)
+
+    setattr(kind, name, told)
+
+
+for _name in (
+    "__setitem__",
+    "__delitem__",
+    "__ior__",
+    "clear",
+    "pop",
+    "popitem",
+    "setdefault",
+    "update",
+):
+    _telling(_Entry, _name)
+for _name in ("__delitem__", "__ior__", "clear", "pop", "popitem"):
+    _telling(_State, _name)
 
 
 class _Kept:
@@ -64,18 +144,29 @@ class Optimizer(Rule, torch.optim.Optimizer):
     """What the optimizers of PyTorch's parameters share; see `saddlepoint.torch.optim`.
 
     A parameter's states come into being with its first gradient, as in PyTorch, and lie as the
-    parameter does. Sparse gradients raise TypeError.
+    parameter does. Sparse gradients and tensors without memory of their own raise TypeError.
     """
 
     def _start(self, params: Any, defaults: Group, common: Common) -> None:
         self._options = Options.of(common)
         self._plan: Plan | None = None
-        self._clocks: dict[Tensor, _Clock] = {}
+        self._unplanned: list[Tensor] = []
+        self._holders: list[object] = []
+        # By what a count belongs to: a state's entry, which may move to another parameter.
+        self._clocks: dict[int, tuple[object, _Clock]] = {}
         self._extra: dict[Tensor, dict[str, Tensor]] = {}
-        self._planned_state: object = None
         ignored = {k: common.get(k, v) for k, v in _IGNORED.items()}
         torch.optim.Optimizer.__init__(self, params, {**defaults, **ignored})
         self._step_supports_amp_scaling = True
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The states by parameter, as PyTorch's but for the step count: see `state_dict`."""
+        return self._state
+
+    @state.setter
+    def state(self, given: Mapping[Tensor, Any]) -> None:
+        self._state = _State(given)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as ``torch.optim.Optimizer.add_param_group``."""
@@ -85,58 +176,94 @@ class Optimizer(Rule, torch.optim.Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-        self._forget_plan()
+
+    def _flat(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _names(self) -> dict[Tensor, tuple[str, ...]]:
+        """The names of every parameter's states; nothing for those without a shape yet."""
+        return {
+            p: () if is_lazy(p) else self._states(group, p)
+            for group in self.param_groups
+            for p in group["params"]
+        }
+
+    def _holder(self, p: Tensor) -> object:
+        return self._state.get(p, p)
 
     def _forget_plan(self) -> None:
         """Keep what the plan counted, and make another one when next needed."""
-        self._clocks = dict(self._current_clocks())
+        if self._plan is not None:
+            native = self._plan.native
+            clocks = [native.clock(i) for i in range(len(self._holders))]
+            self._clocks = {
+                id(owner): (owner, clock)
+                for owners in (self._plan.params, self._holders)
+                for owner, clock in zip(owners, clocks, strict=True)
+            }
         self._plan = None
 
-    def _current_clocks(self) -> Iterator[tuple[Tensor, _Clock]]:
-        if self._plan is None:
-            yield from self._clocks.items()
-        else:
-            for i, p in enumerate(self._plan.params):
-                clock: _Clock = self._plan.native.clock(i)
-                if clock[0]:
-                    yield p, clock
+    def _clock(self, p: Tensor, names: tuple[str, ...]) -> _Clock:
+        """How often ``p`` was stepped, where there is no plan; counts of a user's entry first."""
+        if names and p not in self._state:
+            return 0, []  # its states were deleted: it begins anew, as in PyTorch
+        holder = self._holder(p)
+        kept = self._clocks.get(id(holder)) or self._clocks.get(id(p))
+        if kept is None and not isinstance(holder, dict):
+            return 0, []
+        steps, carry = kept[1] if kept else (0, [])
+        if isinstance(holder, dict):
+            if not holder:
+                return 0, []
+            steps = int(holder.pop("step", steps))
+            if all(name in holder for name in self.carried):
+                carry = [float(holder.pop(name)) for name in self.carried] or carry
+            if not steps and not self.counts and holder:
+                steps = 1  # a momentum that came without a count
+        return steps, carry
 
     def _ready_plan(self) -> Plan:
         plan = self._plan
-        if plan and self._planned_state is self.state and plan.fits(self, self.param_groups):
+        groups = self.param_groups
+        if any(is_lazy(p) for p in self._unplanned):
+            groups = [{**g, "params": [p for p in g["params"] if not is_lazy(p)]} for g in groups]
+        if plan and not self._state.changes.made and plan.fits(self, groups):
             return plan
         self._forget_plan()
-        first = next((p for group in self.param_groups for p in group["params"]), None)
+        self._unplanned = [p for p in self._flat() if is_lazy(p)]
+        groups = [{**g, "params": [p for p in g["params"] if not is_lazy(p)]} for g in groups]
+        first = next((p for group in groups for p in group["params"]), None)
         device = "cpu" if first is None else device_of(first.detach())
-        plan = Plan(self, self.param_groups, self._options, device)
+        plan = Plan(self, groups, self._options, device)
         copies = self._options.copies
         if copies is not None and len(copies) != len(plan.params):
             raise ValueError(expected("copies", f"{len(plan.params)} tensors", len(copies)))
         for i, p in enumerate(plan.params):
-            if p in self._clocks:
-                plan.native.set_clock(i, *self._clocks[p])
+            steps, carry = self._clock(p, self._states(groups[plan.group_of[i]], p))
+            if steps:
+                plan.native.set_clock(i, steps, carry)
             if copies is not None and copies[i] is not None:
                 copies[i].copy_(p.detach())  # also where no gradient ever comes
-        self._plan, self._planned_state = plan, self.state
+        self._plan = plan
+        self._holders = [self._holder(p) for p in plan.params]
+        self._state.changes.made = False
         return plan
 
     def _bind(self, plan: Plan, missing: list[int]) -> None:
         """Give parameters the arrays that they lack, and tell the plan of all of them."""
         options = self._options
         wanted: list[tuple[dict[str, Tensor], str, float | Tensor]] = []
-        slots: list[tuple[tuple[int, ...], tuple[int, ...], str]] = []
+        slots: list[_Slot] = []
         for i in missing:
             p = plan.params[i]
             group = self.param_groups[plan.group_of[i]]
             shape, strides, dtype = plan.native.dense(i)
             names = self._states(group, p)
-            state = self.state[p] if names else {}
+            state = self._state[p] if names else {}
             extra = self._extra.setdefault(p, {})
             for name in (name for name in names if name not in state):
-                of = self._shape(name, shape)
-                dense = strides if of == shape else tuple(torch.empty(of, device="meta").stride())
+                slots.append(self._slot(name, shape, strides, dtype))
                 wanted.append((state, name, self._initial(group, name)))
-                slots.append((of, dense, state_dtype(options, dtype)))
             if options.ema_decay is not None and "ema" not in extra:
                 wanted.append((extra, "ema", p.detach()))
                 slots.append((shape, strides, "float64" if dtype == "float64" else "float32"))
@@ -153,18 +280,24 @@ class Optimizer(Rule, torch.optim.Optimizer):
         copies = self._options.copies
         for i in missing:
             p = plan.params[i]
-            names = self._states(self.param_groups[plan.group_of[i]], p)
-            state = self.state[p] if names else {}
             extra = self._extra[p]
             plan.native.bind(
                 i,
-                [state[name] for name in names],
+                [self._state[p][n] for n in self._states(self.param_groups[plan.group_of[i]], p)],
                 extra.get("ema"),
                 None if copies is None else copies[i],
                 extra.get("remainder"),
-                state,
-                names,
             )
+            self._holders[i] = self._holder(p)
+        self._state.changes.made = False
+
+    def _slot(
+        self, name: str, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str
+    ) -> _Slot:
+        """Where a state lies beside a parameter that lies so."""
+        of = self._shape(name, shape)
+        dense = strides if of == shape else torch.empty(of, device="meta").stride()
+        return of, tuple(dense), state_dtype(self._options, dtype)
 
     # Opaque to torch.compile: a graph break, not a trace through the native plan.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -235,42 +368,55 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """The parameters' exponential moving averages, in the order of the groups."""
         if self._options.ema_decay is None:
             raise ValueError(expected("ema", "ema_decay to be set", "None"))
-        params = [p for group in self.param_groups for p in group["params"]]
-        return [self._extra.get(p, {}).get("ema", p.detach()) for p in params]
+        return [self._extra.get(p, {}).get("ema", p.detach()) for p in self._flat()]
 
     def memory(self) -> dict[str, int]:
         """Bytes of the tensors beside the parameters, by name."""
         total: dict[str, int] = {}
-        for held in (*self.state.values(), *self._extra.values()):
+        for held in (*self._state.values(), *self._extra.values()):
             for name, value in held.items():
-                total[name] = total.get(name, 0) + value.nbytes
+                if isinstance(value, Tensor):
+                    total[name] = total.get(name, 0) + value.nbytes
         return total
 
     def state_dict(self) -> dict[str, Any]:
         """PyTorch's layout, with its step counts; what it has no place for under "saddlepoint"."""
-        clocks = dict(self._current_clocks())
-        own = self.state
-        full: defaultdict[Tensor, Any] = defaultdict(dict)
-        for p, (steps, carry) in clocks.items():
-            names = self._states(self._group_of(p), p)
-            if self.counts:
-                full[p]["step"] = _scalar(float(steps))
-            full[p] |= {n: _scalar(c) for n, c in zip(self.carried, carry, strict=False)}
-            full[p] |= {name: own[p][name] for name in names}
-            if not full[p]:
-                del full[p]
-        self.state = full
+        if self._plan is not None:
+            self._ready_plan()
+        clocks = self._counts()
+        own = self._state
+        full: dict[Tensor, dict[str, Any]] = {}
+        for p in self._flat():
+            steps, carry = clocks[p]
+            entry = dict(own[p]) if p in own else {}
+            if steps and self.counts:
+                entry = {"step": _scalar(float(steps)), **entry}
+            if steps:
+                entry |= {n: _scalar(c) for n, c in zip(self.carried, carry, strict=False)}
+            if entry:
+                full[p] = entry
+        # The base class packs `self.state`, hooks included.
+        self._state = cast(Any, full)
         try:
             saved: dict[str, Any] = super().state_dict()
         finally:
-            self.state = own
+            self._state = own
         places = {p: i for i, p in enumerate(self._flat())}
-        ours: dict[str, Any] = {"steps": {places[p]: steps for p, (steps, _) in clocks.items()}}
+        ours: dict[str, Any] = {"clocks": {places[p]: c for p, c in clocks.items() if c[0]}}
         for name in ("ema", "remainder"):
             if held := {places[p]: x[name] for p, x in self._extra.items() if name in x}:
                 ours[name] = held
         saved[_OURS] = ours
         return saved
+
+    def _counts(self) -> dict[Tensor, _Clock]:
+        """The clock of every parameter."""
+        counts: dict[Tensor, _Clock] = {p: (0, []) for p in self._flat()}
+        if self._plan is not None:
+            native = self._plan.native
+            return counts | {p: native.clock(i) for i, p in enumerate(self._plan.params)}
+        known = {p: self._clocks.get(id(self._holder(p))) for p in counts}
+        return counts | {p: clock[1] for p, clock in known.items() if clock is not None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state dict of this class or of PyTorch's own.
@@ -279,7 +425,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             For other names, shapes or groups; nothing has been changed then.
         """
         loaded: dict[str, Any] = {}
@@ -304,75 +450,114 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     def _check_loaded(self, given: dict[str, Any]) -> None:
         flat = self._flat()
-        numbers = [i for group in given["param_groups"] for i in group["params"]]
-        if len(numbers) != len(flat):
+        groups = given["param_groups"]
+        numbers = [i for group in groups for i in group["params"]]
+        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
             return  # PyTorch says it better
-        groups = {i: {**self.defaults, **g} for g in given["param_groups"] for i in g["params"]}
-        for i, p in zip(numbers, flat, strict=True):
+        of = {i: {**self.defaults, **group} for group in groups for i in group["params"]}
+        ours = given.get(_OURS, {})
+        for place, (i, p) in enumerate(zip(numbers, flat, strict=True)):
+            for name in ("ema", "remainder"):
+                if place in ours.get(name, {}):
+                    _check_shape(name, ours[name][place], tuple(p.shape))
             entry = given["state"].get(i)
             if not entry:
                 continue
-            if self.counts and "step" not in entry:
-                raise ValueError(expected("state", "a step count", sorted(entry)))
-            names = self._states({**groups[i], "params": [p]}, p)
-            known = {"step", *self.carried, *names}
-            if not set(names) <= set(entry) or not set(entry) <= known:
+            names = self._states({**of[i], "params": [p]}, p)
+            counted = {"step"} if self.counts else set()
+            needed = {*counted, *self.carried, *names}
+            known = {*needed, *self.known}
+            if not needed <= set(entry) or not set(entry) <= known | self._own_names(p):
                 raise ValueError(expected("state", sorted(known), sorted(entry)))
             for name in names:
-                shape = self._shape(name, tuple(p.shape))
-                if entry[name] is not None and tuple(entry[name].shape) != shape:
-                    raise ValueError(expected(name, f"shape {shape}", tuple(entry[name].shape)))
+                if entry[name] is not None:
+                    _check_shape(name, entry[name], self._shape(name, tuple(p.shape)))
+
+    def _own_names(self, p: Tensor) -> set[str]:
+        """What the user keeps among the states of ``p``."""
+        return set(self._state[p]) if p in self._state else set()
 
     def __getstate__(self) -> dict[str, Any]:
+        counts = self._counts()
         return {
             **super().__getstate__(),
             "_options": self._options,
-            "_clocks": dict(self._current_clocks()),
             "_extra": self._extra,
+            "_counted": [counts[p] for p in self._flat()],
             "_step_supports_amp_scaling": True,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
-        self._planned_state = None
+        self._unplanned, self._holders = [], []
+        if "state" in self.__dict__:
+            self.state = self.__dict__.pop("state")
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
         if hasattr(self, "_ours_loaded"):
             self._unwrap(self._ours_loaded)
+        elif "_counted" in self.__dict__:
+            counted = self.__dict__.pop("_counted")
+            self._keep_clocks(dict(zip(self._flat(), counted, strict=True)))
+
+    def _keep_clocks(self, clocks: Mapping[Tensor, _Clock]) -> None:
+        holders = {p: self._holder(p) for p in clocks}
+        self._clocks = {id(holders[p]): (holders[p], clock) for p, clock in clocks.items()}
 
     def _unwrap(self, loaded: dict[str, Any]) -> None:
         """Make our states and clocks of what ``load_state_dict`` left."""
         ours = loaded.get(_OURS, {})
-        self._clocks, self._extra = {}, {}
-        flat = self._flat()
-        held = self.state
-        self.state = defaultdict(dict)
-        entries = [
-            {k: v.value if isinstance(v, _Kept) else v for k, v in held.get(p, {}).items()}
-            for p in flat
-        ]
-        for i, (p, entry) in enumerate(zip(flat, entries, strict=True)):
-            names = self._states(self._group_of(p), p)
-            begun = bool(entry) and all(entry[name] is not None for name in names)
-            steps = ours.get("steps", {}).get(i, 1 if begun else 0)
+        exact = ours.get("clocks", {})
+        names = self._names()
+        given = {
+            p: {k: v.value if isinstance(v, _Kept) else v for k, v in entry.items()}
+            for p, entry in self._state.items()
+        }
+        self.state = {}
+        self._extra = {}
+        clocks: dict[Tensor, _Clock] = {}
+        begun: list[tuple[Tensor, str]] = []
+        slots: dict[torch.device, list[_Slot]] = {}
+        for i, p in enumerate(self._flat()):
+            entry = given.get(p, {})
+            steps, carry = exact.get(i, (0, []))
             if "step" in entry:
-                steps = int(entry["step"])
+                counted = int(entry.pop("step"))
+                rounded = [float(entry.pop(name)) for name in self.carried]
+                steps, carry = counted, carry if counted == steps else rounded
+            states = {name: entry.pop(name) for name in names[p] if name in entry}
+            if names[p] and states and all(value is not None for value in states.values()):
+                if not self.counts:
+                    steps = steps or 1  # a momentum that came without a count
+                dtype = str(p.dtype).removeprefix("torch.")
+                strides = torch.empty_like(p, device="meta").stride()
+                for name, value in states.items():
+                    slots.setdefault(p.device, []).append(
+                        self._slot(name, tuple(p.shape), tuple(strides), dtype)
+                    )
+                    begun.append((p, name))
+                    entry[name] = value
+            if entry:
+                self._state[p] = entry
             if steps:
-                self._clocks[p] = (steps, [float(entry[name]) for name in self.carried])
-            for name, tensor in zip(names, _tensors_like(self, p, names), strict=True):
-                if begun:
-                    self.state[p][name] = tensor.copy_(entry[name])
+                clocks[p] = (steps, list(carry))
             for name in ("ema", "remainder"):
                 if i in ours.get(name, {}):
                     self._extra.setdefault(p, {})[name] = ours[name][i].clone().to(p.device)
+        made = {device: iter(_tensors(device, of)) for device, of in slots.items()}
+        for p, name in begun:
+            self._state[p][name] = next(made[p.device]).copy_(self._state[p][name])
+        self._keep_clocks(clocks)
 
-    def _flat(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
 
-    def _group_of(self, p: Tensor) -> Group:
-        return next(g for g in self.param_groups if any(p is q for q in g["params"]))
+def _check_shape(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless ``value`` is a tensor of ``shape``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(expected(name, "a tensor", type(value).__name__))
+    if tuple(value.shape) != shape:
+        raise ValueError(expected(name, f"shape {shape}", tuple(value.shape)))
 
 
 def _written(tensors: list[Tensor]) -> None:
@@ -400,17 +585,6 @@ def _tensors(
         torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device=device).zero_()
         for shape, strides, dtype in slots
     ]
-
-
-def _tensors_like(rule: Optimizer, p: Tensor, names: tuple[str, ...]) -> list[Tensor]:
-    """Zeros for the states of a parameter, that lie as it does."""
-    dtype = state_dtype(rule._options, str(p.dtype).removeprefix("torch."))
-    out = []
-    for name in names:
-        of = rule._shape(name, tuple(p.shape))
-        strides = torch.empty_like(p, device="meta") if of == p.shape else torch.empty(of)
-        out += _tensors(p.device, [(of, tuple(strides.stride()), dtype)])
-    return out
 
 
 class SGD(rules.SGD, Optimizer):
