@@ -6,15 +6,24 @@ enough for compute-sanitizer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 
 import saddlepoint as sp
+import saddlepoint.torch.optim as ours
 from saddlepoint import nn, norm, optim, vector
 from saddlepoint.vector import Vector, gather
+from test_optim import CASES, IDS
 
 pytestmark = pytest.mark.cuda
+
+Array = NDArray[Any]
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 DTYPES = ("float32", "float64")
@@ -38,28 +47,129 @@ def test_sanitize_vectors(n: int, dtype: str, rng: np.random.Generator) -> None:
     assert_array_equal(gather(on_x), x * np.array(-3.0, dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda p: optim.SGD(p, lr=0.1, weight_decay=0.01),
-        lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
-        lambda p: optim.Adam(p, lr=0.01, weight_decay=0.1),
-        lambda p: optim.AdamW(p, lr=0.01, amsgrad=True),
-    ],
-    ids=["sgd", "momentum", "adam", "amsgrad"],
-)
-def test_sanitize_optimizers_have_the_same_bits(make, dtype, rng) -> None:  # type: ignore[no-untyped-def]
-    shapes = [(3,), (0,), (17, 5), (1,), (4099,)]
+def same_path(
+    name: str, arguments: dict[str, Any], dtype: str, rng: np.random.Generator
+) -> Iterator[tuple[Array, Array]]:
+    """Parameters of a run on the device and of the same run on the host."""
+    shapes: list[tuple[int, ...]] = [(17, 5), (5, 17)]
+    if name != "Muon":
+        shapes += [(3,), (0,), (1,), (4099,), (2, 20_000)]
     host = [rng.standard_normal(s).astype(dtype) for s in shapes]
     device = [there(p) for p in host]
-    on_host, on_device = make(host), make(device)
-    for _ in range(5):
-        grads = [rng.standard_normal(s).astype(dtype) for s in shapes]
-        on_host.step(grads)
-        on_device.step([there(g) for g in grads])
-    for p, q in zip(host, device, strict=True):
-        assert_array_equal(gather(q), p)
+    on_host = getattr(optim, name)(host, **arguments)
+    on_device = getattr(optim, name)(device, **arguments)
+    for step in range(5):
+        grads: list[Array | None] = [rng.standard_normal(s).astype(dtype) for s in shapes]
+        if step == 2:
+            grads[1] = None  # late ones have steps of their own
+        on_host.step([None if g is None else g.copy() for g in grads])
+        on_device.step([None if g is None else there(g) for g in grads])
+    yield from ((gather(q), p) for p, q in zip(host, device, strict=True))
+    if "ema_decay" in arguments:
+        averages = zip(on_device.ema, on_host.ema, strict=True)
+        yield from ((got.numpy(), wanted.numpy()) for got, wanted in averages)
+    if "max_norm" in arguments:
+        yield np.array(on_device.grad_norm), np.array(on_host.grad_norm)
+
+
+# Their sums and products go in another order on a device.
+BY_SUMS = ("LAMB", "Adafactor", "Muon")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "arguments"), CASES, ids=IDS)
+def test_sanitize_optimizers_have_the_same_bits(
+    name: str, arguments: dict[str, Any], dtype: str, rng: np.random.Generator
+) -> None:
+    for got, wanted in same_path(name, arguments, dtype, rng):
+        if name in BY_SUMS:
+            assert_allclose(
+                got, wanted, rtol=0, atol=2000 * EPS[dtype] * np.abs(wanted).max(initial=1)
+            )
+        else:
+            assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "RAdam", "LAMB", "Adafactor"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_norm": 0.5},
+        {"ema_decay": 0.9},
+        {"check_finite": True, "max_norm": 1.0, "ema_decay": 0.5},
+    ],
+    ids=["clip", "average", "all"],
+)
+def test_sanitize_the_pipeline_has_the_same_bits(
+    name: str, options: dict[str, Any], rng: np.random.Generator
+) -> None:
+    for got, wanted in same_path(name, {"lr": 0.01, **options}, "float32", rng):
+        if name in BY_SUMS:
+            assert_allclose(got, wanted, rtol=2000 * EPS["float32"], atol=2000 * EPS["float32"])
+        else:
+            assert_array_equal(got, wanted)
+
+
+def test_sanitize_a_step_that_is_not_finite_is_skipped() -> None:
+    p = there(np.ones(1000, np.float32))
+    optimizer = optim.Adam(p, lr=0.1, check_finite=True)
+    optimizer.step(there(np.ones(1000, np.float32)))
+    before = gather(p)
+    bad = np.ones(1000, np.float32)
+    bad[777] = np.inf
+    optimizer.step(there(bad))
+    assert optimizer.skipped
+    assert_array_equal(gather(p), before)
+    assert optimizer.steps == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("options", [{}, {"stochastic_rounding": 3}], ids=["near", "stochastic"])
+def test_torch_parameters_on_the_device(dtype: str, options: dict[str, Any]) -> None:
+    """The same bits as on the host, transposed gradients and zeroing included."""
+    torch.manual_seed(0)
+    kind = getattr(torch, dtype)
+    start, grads = torch.randn(33, 65).to(kind), torch.randn(3, 65, 33).to(kind)
+    results = []
+    for device in ("cpu", "cuda"):
+        p = torch.nn.Parameter(start.to(device).clone())
+        optimizer = ours.AdamW([p], lr=0.01, zero_grads=True, max_norm=1.0, **options)
+        for g in grads:
+            p.grad = g.to(device).clone().t()
+            optimizer.step()
+            assert not p.grad.any()
+        results.append(p.detach().cpu())
+    assert torch.equal(*results)
+
+
+def test_a_step_in_a_cuda_graph() -> None:
+    """Steps and rate live on the device: a replay goes on counting."""
+    results = []
+    for captured in (False, True):
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(1000, device="cuda"))
+        p.grad = torch.randn(1000, device="cuda")
+        rate = torch.tensor(0.1, device="cuda")
+        optimizer = ours.Adam([p], lr=rate, max_norm=1.0)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                optimizer.step()
+        torch.cuda.current_stream().wait_stream(side)
+        step = optimizer.step
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                optimizer.step()
+            step = graph.replay
+        for k in range(4):
+            rate.fill_(0.1 / (k + 1))
+            step()
+        torch.cuda.synchronize()
+        results.append(p.detach().cpu())
+        assert optimizer.state_dict()["state"][0]["step"] == 7
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

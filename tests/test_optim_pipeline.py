@@ -278,7 +278,7 @@ def test_a_checked_step_is_skipped_whole(
 
 
 def test_large_finite_gradients_are_not_skipped() -> None:
-    """Squares of the largest float32 do not overflow; a norm that overflows float64 is not finite."""
+    """Squares of float32 never overflow; a norm that overflows float64 counts as not finite."""
     p = np.zeros(4, np.float32)
     optimizer = optim.SGD(p, lr=1e-38, check_finite=True)
     optimizer.step(np.full(4, 3e38, np.float32))

@@ -546,13 +546,14 @@ class Update {
     static Scalar scalar(const py::handle& object, const char* name,
                          std::vector<py::object>& held) {
         if (object.is_none()) return {};
-        const Array a = borrow(object, name, Access::read);
-        if (a.dtype != "float32" && a.dtype != "float64") {
-            raise_type(name, "dtype float32 or float64", a.dtype);
+        const Bound b = bind(object, name, Access::read);
+        const Dtype dtype = dtype_of(b.view.dtype, name);
+        if (bytes_of(dtype) == 2) {
+            raise_type(name, "dtype float32 or float64", name_of(b.view.dtype));
         }
-        if (a.size() != 1) raise_value(name, "one number", text(a.shape));
-        held.push_back(a.owner);
-        return {a.data, a.dtype == "float64"};
+        if (b.view.size() != 1) raise_value(name, "one number", text(b.view.shape));
+        held.push_back(b.object);
+        return {b.view.data, dtype == Dtype::f64};
     }
 
     // An empty tensor may have no address, and yet be there.

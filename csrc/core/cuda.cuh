@@ -28,6 +28,7 @@ inline Native& native(const Stream& stream) { return *static_cast<Native*>(strea
 // The calling thread's stream, made when first asked for.
 Stream thread_stream();
 bool has_thread_stream();
+Stream foreign_stream(std::uintptr_t handle);
 
 // CUDA does not survive a fork: true in the child of a process that had begun to use it.
 bool forked();

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <unordered_map>
 #include <vector>
 
 #include "core/cuda.cuh"
@@ -34,7 +35,8 @@ cudaMemPool_t make_pool() {
     return pool;
 }
 
-Native* make_native() {
+// For a stream of ours, or one that another library owns.
+Native* make_native(const cudaStream_t* foreign = nullptr) {
     begin_use();
     const DeviceGuard guard;
     static const cudaMemPool_t pool = make_pool();
@@ -44,7 +46,12 @@ Native* make_native() {
     void* partial = nullptr;
     check(cudaMalloc(&partial, partial_size * sizeof(double)), "cudaMalloc");
     cudaStream_t stream = nullptr;
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    if (foreign) {
+        stream = *foreign;
+    } else {
+        check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
+              "cudaStreamCreateWithFlags");
+    }
     return new Native{stream, pool, static_cast<double*>(partial), multiprocessors};
 }
 
@@ -89,6 +96,19 @@ bool has_thread_stream() { return own.native != nullptr; }
 Stream thread_stream() {
     if (own.native == nullptr) own.native = take();
     return {own.native};
+}
+
+// What belongs to a stream of another library: made once, since such streams are few and live long.
+Stream foreign_stream(std::uintptr_t handle) {
+    static std::mutex mutex;
+    static auto* const known = new std::unordered_map<std::uintptr_t, Native*>;
+    const std::lock_guard<std::mutex> lock(mutex);
+    Native*& native = (*known)[handle];
+    if (native == nullptr) {
+        const auto stream = reinterpret_cast<cudaStream_t>(handle);
+        native = make_native(&stream);
+    }
+    return {native};
 }
 
 void Stream::synchronize() const {
