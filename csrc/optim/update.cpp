@@ -252,9 +252,11 @@ struct Loaded {
     const T* g;
 };
 
+// Arrays of exactly 4 KB would lie on the same lines of the first cache: each is a line longer.
 template <class T>
 struct Scratch {
-    alignas(64) T p[chunk<T>], g[chunk<T>], average[chunk<T>], state[max_states][chunk<T>];
+    static constexpr index apart = chunk<T> + 64 / sizeof(T);
+    alignas(64) T p[apart], g[apart], average[apart], state[max_states][apart];
     alignas(64) std::uint16_t random[1 + max_states][chunk<T>];
 };
 
@@ -278,6 +280,20 @@ Loaded<T> load_all(const Tensor& t, index begin, index n, Scratch<T>& s) {
     for (int k = 0; k < states_of[t.rule]; ++k)
         l.state[k] = loaded(t, t.state[k], begin, n, s.state[k]);
     return l;
+}
+
+// Asks for the lines of the next piece, where arrays are converted one after the other: each alone
+// would wait for memory at the begin of every piece.
+void fetch(const Strided& o, index begin, index n) {
+    if (!o.data || o.strides) return;
+    const index width = bytes_of(o.dtype);
+    const char* const data = static_cast<const char*>(o.data) + begin * width;
+    for (index i = 0; i < n * width; i += 64) __builtin_prefetch(data + i, 0, 2);
+}
+void fetch_all(const Tensor& t, index begin, index n) {
+    if (bytes_of(t.p.dtype) != 2) return;
+    for (const Strided* o : {&t.p, &t.gradient, &t.ema, &t.remainder}) fetch(*o, begin, n);
+    for (int k = 0; k < states_of[t.rule]; ++k) fetch(t.state[k], begin, n);
 }
 
 template <class T>
@@ -315,13 +331,19 @@ void update_typed(const Part& part, T factor, const StepOptions& options, index 
     Scratch<T> s;
     // An average that nobody wants starts from numbers too: others could be slow.
     if (!t.ema.data) std::fill_n(s.average, chunk<T>, T(0));
+    const bool alone = factor == T(1) && !t.ema.data && !options.zero;
     for (index at = begin; at < end; at += chunk<T>) {
         const index n = std::min(chunk<T>, end - at);
+        fetch_all(t, at + n, std::min(chunk<T>, end - at - n));
         const Loaded<T> l = load_all(t, at, n, s);
         T* const average = t.ema.data ? loaded(t, t.ema, at, n, s.average) : s.average;
         T* const here = options.zero ? in_place<T>(t.gradient, at) : nullptr;
-        const Following<T> following{factor, T(options.ema_weight), here ? here : s.g, average};
-        apply_followed(part.rule, l.p, l.g, l.state, n, following);
+        if (alone) {
+            applies<T>[t.rule](part.rule, l.p, l.g, l.state, n);
+        } else {
+            const Following<T> following{factor, T(options.ema_weight), here ? here : s.g, average};
+            apply_followed(part.rule, l.p, l.g, l.state, n, following);
+        }
         std::uint16_t (*random)[chunk<T>] = nullptr;
         if (options.random && rounds) {
             draw(part, options, at, n, s.random);

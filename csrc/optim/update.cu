@@ -90,7 +90,7 @@ __device__ __noinline__ Raw<T> fetch_slowly(const index* numbers, const Item& it
     Raw<T> raw{};
     for_places(numbers, item, a.strides, at, n, [&](int k, index place) {
         if (is_half(a.dtype)) {
-            const std::uint32_t half = static_cast<const std::uint16_t*>(a.data)[place];
+            const std::uint32_t half = global<const std::uint16_t>(a.data)[place];
             raw.word[k / 2] |= half << (16 * (k % 2));
         } else {
             set_value(raw.word, k, load_at<T>(a, place));
@@ -104,7 +104,7 @@ __device__ __noinline__ void put_slowly(const index* numbers, const Item& item, 
                                         int n, Raw<T> raw) {
     for_places(numbers, item, a.strides, at, n, [&](int k, index place) {
         if (is_half(a.dtype)) {
-            static_cast<std::uint16_t*>(a.data)[place] = half_of(raw.word, k);
+            global<std::uint16_t>(a.data)[place] = half_of(raw.word, k);
         } else {
             store_at(a, place, value_of<T>(raw.word, k));
         }
@@ -117,12 +117,12 @@ __device__ __forceinline__ Raw<T> fetch(const index* numbers, const Item& item, 
     if (!o.vectors || n < four) return fetch_slowly<T>(numbers, item, o, at, n);
     Raw<T> raw{};
     if (is_half(o.dtype)) {
-        const uint2 v = *reinterpret_cast<const uint2*>(static_cast<std::uint16_t*>(o.data) + at);
+        const uint2 v = *reinterpret_cast<const uint2*>(global<std::uint16_t>(o.data) + at);
         raw.word[0] = v.x;
         raw.word[1] = v.y;
         return raw;
     }
-    const auto* const from = reinterpret_cast<const uint4*>(static_cast<T*>(o.data) + at);
+    const auto* const from = reinterpret_cast<const uint4*>(global<T>(o.data) + at);
 #pragma unroll
     for (int k = 0; k < int(sizeof(T) / 4); ++k) {
         const uint4 v = from[k];
@@ -140,10 +140,10 @@ __device__ __forceinline__ void put(const index* numbers, const Item& item, cons
     if (!o.vectors || n < four) {
         put_slowly<T>(numbers, item, o, at, n, raw);
     } else if (is_half(o.dtype)) {
-        *reinterpret_cast<uint2*>(static_cast<std::uint16_t*>(o.data) + at) =
+        *reinterpret_cast<uint2*>(global<std::uint16_t>(o.data) + at) =
             uint2{raw.word[0], raw.word[1]};
     } else {
-        auto* const to = reinterpret_cast<uint4*>(static_cast<T*>(o.data) + at);
+        auto* const to = reinterpret_cast<uint4*>(global<T>(o.data) + at);
 #pragma unroll
         for (int k = 0; k < int(sizeof(T) / 4); ++k) {
             const std::uint32_t* const w = raw.word + 4 * k;
@@ -341,7 +341,8 @@ struct alignas(16) Four {
 };
 
 template <class T>
-__device__ __forceinline__ Four<T> load_four(const T* x, index at, int n, bool vectors) {
+__device__ __forceinline__ Four<T> load_four(const T* data, index at, int n, bool vectors) {
+    const T* const x = global<const T>(data);
     if (vectors && n == four) return *reinterpret_cast<const Four<T>*>(x + at);
     Four<T> y{};
 #pragma unroll
@@ -352,7 +353,9 @@ __device__ __forceinline__ Four<T> load_four(const T* x, index at, int n, bool v
 }
 
 template <class T>
-__device__ __forceinline__ void store_four(T* x, index at, int n, bool vectors, const Four<T>& y) {
+__device__ __forceinline__ void store_four(T* data, index at, int n, bool vectors,
+                                           const Four<T>& y) {
+    T* const x = global<T>(data);
     if (vectors && n == four) {
         *reinterpret_cast<Four<T>*>(x + at) = y;
         return;
@@ -501,7 +504,7 @@ __global__ void __launch_bounds__(threads) norms_kernel(const __grid_constant__ 
 template <class S>
 __device__ __forceinline__ double squares_of(const Device& d, const Item& item, const void* data,
                                              int strides, index begin, index end) {
-    const S* const x = static_cast<const S*>(data);
+    const S* const x = global<const S>(data);
     double sum = 0.0;
     if (strides < 0) {
 #pragma unroll 16

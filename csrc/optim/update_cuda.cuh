@@ -155,25 +155,31 @@ __device__ __forceinline__ void for_places(const index* numbers, const Item& ite
     }
 }
 
+// An address that was read from memory could be of any memory; ours are of the device's. Not for
+// null.
+template <class T>
+__device__ __forceinline__ T* global(const void* x) {
+    __builtin_assume(__isGlobal(x));
+    return static_cast<T*>(const_cast<void*>(x));
+}
+
 template <class T>
 __device__ __forceinline__ T load_at(const Array& a, index place) {
     switch (a.dtype) {
-        case Dtype::f32: return T(static_cast<const float*>(a.data)[place]);
-        case Dtype::f64: return T(static_cast<const double*>(a.data)[place]);
-        case Dtype::bf16: return T(widen(static_cast<const bfloat16*>(a.data)[place]));
-        default: return T(widen(static_cast<const float16*>(a.data)[place]));
+        case Dtype::f32: return T(global<const float>(a.data)[place]);
+        case Dtype::f64: return T(global<const double>(a.data)[place]);
+        case Dtype::bf16: return T(widen(global<const bfloat16>(a.data)[place]));
+        default: return T(widen(global<const float16>(a.data)[place]));
     }
 }
 
 template <class T>
 __device__ __forceinline__ void store_at(const Array& a, index place, T x) {
     switch (a.dtype) {
-        case Dtype::f32: static_cast<float*>(a.data)[place] = float(x); break;
-        case Dtype::f64: static_cast<double*>(a.data)[place] = double(x); break;
-        case Dtype::bf16:
-            static_cast<bfloat16*>(a.data)[place] = rounded<bfloat16>(float(x));
-            break;
-        default: static_cast<float16*>(a.data)[place] = rounded<float16>(float(x));
+        case Dtype::f32: global<float>(a.data)[place] = float(x); break;
+        case Dtype::f64: global<double>(a.data)[place] = double(x); break;
+        case Dtype::bf16: global<bfloat16>(a.data)[place] = rounded<bfloat16>(float(x)); break;
+        default: global<float16>(a.data)[place] = rounded<float16>(float(x));
     }
 }
 
@@ -192,8 +198,8 @@ __device__ __forceinline__ T parameter(const index* numbers, const Item& item, i
     const index place = place_of(numbers, item, item.p.strides, i);
     if (item.remainder.data == nullptr) return load_at<T>(item.p, place);
     const index low = place_of(numbers, item, item.remainder.strides, i);
-    return T(joined(static_cast<const bfloat16*>(item.p.data)[place],
-                    static_cast<const std::int16_t*>(item.remainder.data)[low]));
+    return T(joined(global<const bfloat16>(item.p.data)[place],
+                    global<const std::int16_t>(item.remainder.data)[low]));
 }
 
 // The square of a float is exact in double, so this is also sum + x * x.

@@ -16,8 +16,7 @@ struct RAdam {
     static constexpr const char* hyper[] = {
         "lr", "weight_decay", "decoupled_decay", "maximize", "beta1", "beta2", "eps"};
 
-    T decay, shrink, sign, c1, c2, beta2, eps, rate;
-    bool rectified;
+    T decay, shrink, sign, c1, c2, beta2, eps, rate, rectified;  // the last 1 or 0
     SP_HD RAdam(const double* h, index step, double*)
         : decay(T(h[1])),
           shrink(T(1.0 - h[0] * h[2])),
@@ -28,16 +27,18 @@ struct RAdam {
           eps(T(h[6])) {
         const double bt = power(h[5], step), bc2 = 1.0 - bt;
         const double top = 2.0 / (1.0 - h[5]) - 1.0, rho = top - 2.0 * double(step) * bt / bc2;
-        rectified = rho > 5.0;
+        const bool tractable = rho > 5.0;
+        rectified = T(tractable ? 1 : 0);
         const double r2 = (rho - 4.0) * (rho - 2.0) * top / ((top - 4.0) * (top - 2.0) * rho);
-        rate = T(h[0] / (1.0 - power(h[4], step)) * (rectified ? std::sqrt(r2 * bc2) : 1.0));
+        rate = T(h[0] / (1.0 - power(h[4], step)) * (tractable ? std::sqrt(r2 * bc2) : 1.0));
     }
 
     SP_HD void operator()(T& p, const T& gradient, T& m, T& v) const {
         const T g = decayed(sign * gradient, decay, p);
         m = toward(m, g, c1);
         v = std::fma(c2 * g, g, v * beta2);
-        p = p * shrink - (rate * m) / (rectified ? std::sqrt(v) + eps : T(1));
+        const T root = std::sqrt(v) + eps;
+        p = p * shrink - (rate * m) / (rectified > T(0) ? root : T(1));
     }
 };
 
