@@ -58,6 +58,18 @@ class DeviceGuard {
     int previous_ = device;
 };
 
+// Allows what a capture of any stream would forbid, and what is safe outside of the captured one.
+class Relaxed {
+   public:
+    Relaxed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+    ~Relaxed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+    Relaxed(const Relaxed&) = delete;
+    Relaxed& operator=(const Relaxed&) = delete;
+
+   private:
+    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 // Blocks of a launch whose kernel strides over `items` units of work, `each` of them a block: at
 // most some waves of what the device holds, and at least one.
 inline unsigned grid(const Stream& stream, index items, index each) {

@@ -105,6 +105,7 @@ Stream foreign_stream(std::uintptr_t handle) {
     const std::lock_guard<std::mutex> lock(mutex);
     Native*& native = (*known)[handle];
     if (native == nullptr) {
+        const Relaxed relaxed;  // the stream may be in a capture
         const auto stream = reinterpret_cast<cudaStream_t>(handle);
         native = make_native(&stream);
     }

@@ -16,18 +16,6 @@ namespace optim_cuda {
 // kernels, which a launch keeps: the host's may change at once, and nothing is waited for.
 void write(cudaStream_t queue, void* device, const void* host, std::size_t bytes);
 
-// Allows what a capture of any stream would forbid, and what is safe outside of the captured one.
-class Relaxed {
-   public:
-    Relaxed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
-    ~Relaxed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
-    Relaxed(const Relaxed&) = delete;
-    Relaxed& operator=(const Relaxed&) = delete;
-
-   private:
-    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
 // Memory that belongs to no stream: steps may run on several, and graphs hold its address.
 class Memory {
    public:

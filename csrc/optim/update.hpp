@@ -81,7 +81,7 @@ class Stepper {
     std::unique_ptr<State> state_;
 };
 
-// One tensor's part of a step.
+// CPU only from here on; the twins are in update_cuda.cuh. One tensor's part of a step.
 struct Part {
     const Tensor* tensor;
     void* rule;  // its scalars, where the device reads them
@@ -102,7 +102,7 @@ template <class T>
 void apply_direction(const Stream& stream, const Part& part, const StepOptions& options,
                      const T* x);
 
-// CPU only: the sum of squares of one of a tensor's arrays.
+// The sum of squares of one of a tensor's arrays.
 double squared_norm(const Stream& stream, const Tensor& tensor, const Strided& x);
 
 SP_END
