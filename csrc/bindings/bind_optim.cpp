@@ -290,10 +290,19 @@ struct Known {
 };
 struct Glance {
     PyObject* object = nullptr;
+    const PyGetSetDef* grad = nullptr;  // how its `.grad` is read, where nothing else comes first
     Known p, gradient;
     const PyTypeObject* gradient_type = nullptr;
     index before = 0, after = 0;  // bytes that a gradient reaches from its address
 };
+
+// An attribute's C function, to be called without looking it up again; null where it has none.
+const PyGetSetDef* getter(PyTypeObject* type, const py::str& name) {
+    if (type->tp_getattro != PyObject_GenericGetAttr) return nullptr;
+    const py::object found = py::getattr(reinterpret_cast<PyObject*>(type), name.ptr(), py::none());
+    if (Py_TYPE(found.ptr()) != &PyGetSetDescr_Type) return nullptr;
+    return reinterpret_cast<PyGetSetDescrObject*>(found.ptr())->d_getset;  // lives with its type
+}
 
 class Update {
    public:
@@ -320,6 +329,7 @@ class Update {
         glances_.resize(entries_.size());
         for (std::size_t i = 0; i < entries_.size(); ++i) {
             glances_[i].object = entries_[i].p.object.ptr();
+            glances_[i].grad = getter(Py_TYPE(glances_[i].object), grad_name_);
         }
         moved_ = true;
         settle();
@@ -420,9 +430,14 @@ class Update {
         for (std::size_t i = 0; all && i < count; ++i) look_at_states(i);
         for (std::size_t i = 0; i < count; ++i) {
             PyObject* const p = glances_[i].object;
-            py::object g =
-                own ? py::reinterpret_steal<py::object>(PyObject_GetAttr(p, grad_name_.ptr()))
-                    : py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(fast.ptr(), i));
+            const PyGetSetDef* const get = glances_[i].grad;
+            py::object g;
+            if (!own) {
+                g = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(fast.ptr(), i));
+            } else {
+                g = py::reinterpret_steal<py::object>(get ? get->get(p, get->closure)
+                                                          : PyObject_GetAttr(p, grad_name_.ptr()));
+            }
             if (!g) throw py::error_already_set();
             if (g.is_none()) {
                 tensors_[i].gradient.data = nullptr;
