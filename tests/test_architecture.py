@@ -130,7 +130,7 @@ ALLOWED: dict[str, set[str]] = {
     "critical": ANALYSIS | {"curvature", "critical"},
     "landscape": ANALYSIS,
 }
-ROOF = {"cli": {"cli", "__main__"}, "report": {"report", "cli"}}
+ROOF = {"cli": {"cli", "__main__"}, "report": {"report", "cli"}, "studies": {"studies"}}
 
 
 @files

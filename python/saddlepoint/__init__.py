@@ -36,7 +36,7 @@ _WHERE = {
 }
 _MODULES = {
     "critical", "curvature", "data", "errors", "landscape", "nn", "norm", "objective", "optim",
-    "report", "runs", "surfaces", "train", "vector",
+    "report", "runs", "studies", "surfaces", "train", "vector",
 }  # fmt: skip
 
 __all__ = ["__version__", *sorted(_WHERE), *sorted(_MODULES)]
@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # what the two tables say, for those who cannot run them
     from . import optim as optim
     from . import report as report
     from . import runs as runs
+    from . import studies as studies
     from . import surfaces as surfaces
     from . import train as train
     from . import vector as vector
