@@ -1,10 +1,15 @@
-// The four methods of batch normalization on arrays that Python has allocated.
+// Batch normalization on arrays that Python has allocated: of tensors in any layout, and the four
+// methods of (N, C) arrays that the layer of nn is made of.
+#include <algorithm>
+#include <array>
+#include <tuple>
 #include <type_traits>
 
 #include "bindings/array.hpp"
 #include "bindings/bind.hpp"
 #include "core/buffer.hpp"
 #include "norm/batch_norm.hpp"
+#include "norm/fused.hpp"
 
 SP_BEGIN
 
@@ -179,11 +184,480 @@ void bind(py::module_& m, const char* suffix) {
           });
 }
 
+namespace whole {
+
+using namespace normalization;
+
+constexpr int most_axes = 8;
+
+// How an array lies in memory; strides in elements.
+struct Seen {
+    void* data = nullptr;
+    Dtype dtype = Dtype::f32;
+    std::string other_dtype;  // one that is not among Dtype's
+    int axes = 0;
+    std::array<index, most_axes> shape{}, strides{};
+    bool writable = true;
+    py::object owner;
+
+    index size() const {
+        index n = 1;
+        for (int a = 0; a < axes; ++a) n *= shape[a];
+        return n;
+    }
+    std::vector<index> shape_list() const { return {shape.begin(), shape.begin() + axes}; }
+    std::vector<index> stride_list() const { return {strides.begin(), strides.begin() + axes}; }
+};
+
+const char* word(Dtype dtype) {
+    switch (dtype) {
+        case Dtype::f32: return "float32";
+        case Dtype::f64: return "float64";
+        case Dtype::bf16: return "bfloat16";
+        default: return "float16";
+    }
+}
+
+void set_dtype(Seen& seen, const dlpack::DataType& type) {
+    const bool real = type.lanes == 1 && type.code == 2;
+    if (real && type.bits == 32) {
+        seen.dtype = Dtype::f32;
+    } else if (real && type.bits == 64) {
+        seen.dtype = Dtype::f64;
+    } else if (real && type.bits == 16) {
+        seen.dtype = Dtype::f16;
+    } else if (type.lanes == 1 && type.code == 4 && type.bits == 16) {
+        seen.dtype = Dtype::bf16;
+    } else {
+        seen.other_dtype = name_of(type);
+    }
+}
+
+void set_dtype(Seen& seen, const std::string& name) {
+    for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16, Dtype::f16}) {
+        if (name == word(dtype)) {
+            seen.dtype = dtype;
+            return;
+        }
+    }
+    seen.other_dtype = name;
+}
+
+Seen see(const py::handle& object, const char* name) {
+    Seen seen;
+    const auto too_many = [&](std::size_t axes) {
+        if (axes > most_axes) {
+            raise_value(name, "at most " + std::to_string(most_axes) + " axes",
+                        std::to_string(axes));
+        }
+    };
+    const bool numpy = py::isinstance<py::array>(object);
+    if (const dlpack::Exchange* const exchange = numpy ? nullptr : exchange_of(object)) {
+        dlpack::Tensor t{};
+        if (exchange->tensor_of(object.ptr(), &t) != 0) throw py::error_already_set();
+        check_device(t.device, name);
+        too_many(std::size_t(t.ndim));
+        set_dtype(seen, t.dtype);
+        seen.data = static_cast<char*>(t.data) + t.byte_offset;
+        seen.axes = t.ndim;
+        std::copy_n(t.shape, t.ndim, seen.shape.begin());
+        std::copy_n(t.strides, t.ndim, seen.strides.begin());
+        return seen;
+    }
+    const Layout l = inspect(object, name);
+    too_many(l.strides.size());
+    set_dtype(seen, l.array.dtype);
+    seen.data = l.array.data;
+    seen.axes = int(l.strides.size());
+    std::copy(l.array.shape.begin(), l.array.shape.end(), seen.shape.begin());
+    std::copy(l.strides.begin(), l.strides.end(), seen.strides.begin());
+    seen.writable = l.writable;
+    seen.owner = l.array.owner;
+    return seen;
+}
+
+// Stable; std::sort on so few makes compilers see accesses past the end.
+template <class F>
+void sort_axes(std::array<int, most_axes>& order, int axes, F&& before) {
+    for (int i = 1; i < axes; ++i) {
+        for (int j = i; j > 0 && before(order[j], order[j - 1]); --j) {
+            std::swap(order[j], order[j - 1]);
+        }
+    }
+}
+
+// Copies between an array and a dense one, whose strides are `dense`.
+void copy_elements(const Seen& a, const std::array<index, most_axes>& dense, char* memory,
+                   bool gather) {
+    const index width = bytes_of(a.dtype);
+    std::array<int, most_axes> order{};
+    int axes = 0;
+    for (int i = 0; i < a.axes; ++i) {
+        if (a.shape[i] == 0) return;
+        if (a.shape[i] > 1) order[axes++] = i;
+    }
+    sort_axes(order, axes, [&](int i, int j) { return dense[i] > dense[j]; });
+    std::array<index, most_axes> at{};
+    const int last = axes - 1;
+    const index run = axes ? a.shape[order[last]] : 1, step = axes ? a.strides[order[last]] : 0;
+    char *there = static_cast<char*>(a.data), *here = memory;
+    while (true) {
+        for (index i = 0; i < run; ++i) {
+            char* const element = there + i * step * width;
+            std::copy_n(gather ? element : here, width, gather ? here : element);
+            here += width;
+        }
+        int k = last - 1;
+        for (; k >= 0; --k) {
+            const int axis = order[k];
+            there += a.strides[axis] * width;
+            if (++at[k] < a.shape[axis]) break;
+            there -= a.strides[axis] * a.shape[axis] * width;
+            at[k] = 0;
+        }
+        if (k < 0) return;
+    }
+}
+
+// One call: its arrays, checked against x, and copies of those that lie otherwise.
+class Call {
+   public:
+    Call(const py::handle& x, int channel_axis, index ghost) : x_(see(x, "x")) {
+        if (!x_.other_dtype.empty()) {
+            raise_type("x", "dtype float32, float64, bfloat16 or float16", x_.other_dtype);
+        }
+        if (x_.axes < 2) {
+            raise_value("x", "at least 2 axes", text(x_.shape_list()));
+        }
+        lay_out(channel_axis < 0 ? channel_axis + x_.axes : channel_axis, ghost);
+        layer.shape = shape;
+        layer.x = input(x, "x");
+    }
+
+    Shape shape{};
+    Layer layer;
+
+    const void* input(const py::handle& object, const char* name) {
+        if (object.is_none()) return nullptr;
+        const Seen a = alike(object, name);
+        track(a, name, false);
+        if (lies_as_x(a)) return address(a);
+        Buffer& copy = scratch(a);
+        copy_elements(a, strides_, static_cast<char*>(copy.data()), true);
+        return copy.data();
+    }
+
+    void* output(const py::handle& object, const char* name) {
+        if (object.is_none()) return nullptr;
+        const Seen a = alike(object, name);
+        writable(a, name);
+        track(a, name, true);
+        if (lies_as_x(a)) return address(a);
+        Buffer& copy = scratch(a);
+        back_.emplace_back(a, static_cast<char*>(copy.data()));
+        return copy.data();
+    }
+
+    Values values(const py::handle& object, const char* name, Access access) {
+        if (object.is_none()) return {};
+        const Seen a = see(object, name);
+        const bool sixteen = bytes_of(shape.dtype) == 2;
+        const Dtype wide = shape.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+        if (!a.other_dtype.empty() || (a.dtype != wide && !(sixteen && a.dtype == shape.dtype))) {
+            raise_type(name, std::string("dtype ") + word(wide),
+                       a.other_dtype.empty() ? word(a.dtype) : a.other_dtype);
+        }
+        if (a.axes != 1 || a.shape[0] != shape.channels) {
+            raise_value(name, "shape " + text({shape.channels}), text(a.shape_list()));
+        }
+        if (shape.channels > 1 && a.strides[0] != 1) {
+            raise_value(name, "a C-contiguous array", "strides " + text(a.stride_list()));
+        }
+        if (access == Access::write) writable(a, name);
+        track(a, name, access == Access::write);
+        return {address(a), a.dtype};
+    }
+
+    // (number, groups, channels) in float64.
+    double* table(const py::handle& object, const char* name, index number, Access access) {
+        if (object.is_none()) return nullptr;
+        const std::vector<index> wanted{number, shape.groups(), shape.channels};
+        const Array a = borrow(object, name, access, "float64", wanted);
+        hold(a, name, access == Access::write);
+        return a.as<double>();
+    }
+    void statistics(const py::handle& object, Access access) {
+        const Seen a = see(object, "statistics");
+        layer.all_tables = a.axes == 3 && a.shape[0] == 6;
+        layer.statistics = table(object, "statistics", layer.all_tables ? 6 : 2, access);
+    }
+    std::uint8_t* gate(const py::handle& object, Access access) {
+        if (object.is_none()) return nullptr;
+        const Array a = borrow(object, "gate", access, "uint8", {gate_bytes(shape)});
+        hold(a, "gate", access == Access::write);
+        return a.as<std::uint8_t>();
+    }
+
+    // `in_place`: an output may be an input, element by element.
+    void check(bool in_place) const {
+        for (std::size_t i = 0; i < pieces_.size(); ++i) {
+            for (std::size_t j = 0; j < i; ++j) {
+                const Piece &a = pieces_[i], &b = pieces_[j];
+                if (!a.written && !b.written) continue;
+                if (a.end <= b.begin || b.end <= a.begin) continue;
+                const bool same = a.begin == b.begin && a.end == b.end && a.written != b.written;
+                if (same && in_place) continue;
+                raise_value(a.written ? a.name : b.name, "memory of its own",
+                            std::string("an overlap with ") + (a.written ? b.name : a.name));
+            }
+        }
+    }
+
+    // Without the lock of Python.
+    template <class F>
+    void go(F&& f) {
+        const py::gil_scoped_release release;
+        f(current_stream());
+        for (const auto& [a, memory] : back_) copy_elements(a, strides_, memory, false);
+    }
+
+   private:
+    struct Piece {
+        const char *begin, *end, *name;
+        bool written;
+    };
+
+    // An empty array may have no address.
+    static void* address(const Seen& a) {
+        static constexpr char nothing = 0;
+        return a.data ? a.data : const_cast<char*>(&nothing);
+    }
+
+    static void writable(const Seen& a, const char* name) {
+        if (!a.writable) raise_value(name, "a writable array", "a read-only one");
+    }
+
+    void track(const Seen& a, const char* name, bool written) {
+        const auto* begin = static_cast<const char*>(a.data);
+        const char* end = begin + bytes_of(a.dtype);
+        if (a.size() == 0) return;
+        for (int i = 0; i < a.axes; ++i) {
+            const index reach = a.strides[i] * (a.shape[i] - 1) * bytes_of(a.dtype);
+            (reach < 0 ? begin : end) += reach;
+        }
+        pieces_.push_back({begin, end, name, written});
+        if (a.owner) owners_.push_back(a.owner);
+    }
+    void hold(const Array& a, const char* name, bool written) {
+        const auto* const begin = a.as<const char>();
+        if (a.bytes()) pieces_.push_back({begin, begin + a.bytes(), name, written});
+        owners_.push_back(a.owner);
+    }
+
+    Seen alike(const py::handle& object, const char* name) const {
+        Seen a = see(object, name);
+        if (!a.other_dtype.empty() || a.dtype != x_.dtype) {
+            raise_type(name, std::string("dtype ") + word(x_.dtype),
+                       a.other_dtype.empty() ? word(a.dtype) : a.other_dtype);
+        }
+        if (a.axes != x_.axes || a.shape != x_.shape) {
+            raise_value(name, "shape " + text(x_.shape_list()), text(a.shape_list()));
+        }
+        return a;
+    }
+
+    bool lies_as_x(const Seen& a) const {
+        for (int i = 0; i < a.axes; ++i) {
+            if (a.shape[i] > 1 && a.strides[i] != strides_[i] && shape.size() > 0) return false;
+        }
+        return true;
+    }
+
+    Buffer& scratch(const Seen& a) {
+        buffers_.emplace_back(current_stream(), std::size_t(a.size() * bytes_of(a.dtype)));
+        return buffers_.back();
+    }
+
+    // The axes in the order of x's memory; a sub-batch needs the first axis outermost.
+    void lay_out(int channel, index ghost) {
+        if (channel < 0 || channel >= x_.axes) {
+            raise_value("layout", "a name for each of " + std::to_string(x_.axes) + " axes",
+                        "another one");
+        }
+        std::array<int, most_axes> order{};
+        for (int i = 0; i < x_.axes; ++i) order[i] = i;
+        sort_axes(order, x_.axes, [&](int i, int j) { return x_.strides[i] > x_.strides[j]; });
+        // Axes of one element are wherever they are wanted: the first outermost, channels next.
+        const auto front = [&](int axis) {
+            const auto at = std::find(order.begin(), order.begin() + x_.axes, axis);
+            std::rotate(order.begin(), at, at + 1);
+        };
+        if (x_.shape[channel] == 1 && x_.axes > 1) front(channel);
+        const bool parts = ghost > 0 && ghost < x_.shape[0];
+        if ((channel != 0 && x_.shape[channel] == 1) || parts || x_.shape[0] == 1) front(0);
+        index stride = 1;
+        for (int k = x_.axes - 1; k >= 0; --k) {
+            strides_[order[k]] = stride;
+            stride *= x_.shape[order[k]];
+        }
+        shape = {1, x_.shape[channel], 1, 1, x_.dtype};
+        bool inside = false;
+        for (int k = 0; k < x_.axes; ++k) {
+            if (order[k] == channel) {
+                inside = true;
+            } else {
+                (inside ? shape.inner : shape.outer) *= x_.shape[order[k]];
+            }
+        }
+        if (shape.inner == 0) shape.outer = 0, shape.inner = 1;
+        shape.group = std::max<index>(shape.outer, 1);
+        if (parts) shape.group = shape.outer / x_.shape[0] * ghost;
+    }
+
+    Seen x_;
+    std::array<index, most_axes> strides_{};
+    std::vector<Piece> pieces_;
+    std::vector<py::object> owners_;
+    std::vector<Buffer> buffers_;
+    std::vector<std::pair<Seen, char*>> back_;
+};
+
+// (x, channel axis, sub-batch, weight, bias, statistics, activation, slope, residual, gate)
+Call call_of(const py::tuple& layer) {
+    if (layer.size() != 10) raise_value("layer", "10 entries", std::to_string(layer.size()));
+    Call call(layer[0], layer[1].cast<int>(), layer[2].cast<index>());
+    call.layer.weight = call.values(layer[3], "weight", Access::read);
+    call.layer.bias = call.values(layer[4], "bias", Access::read);
+    call.layer.activation = Activation(layer[6].cast<int>());
+    call.layer.slope = layer[7].cast<double>();
+    call.layer.residual = call.input(layer[8], "residual");
+    return call;
+}
+Call call_of_saved(const py::tuple& layer) {
+    Call call = call_of(layer);
+    call.statistics(layer[5], Access::read);
+    call.layer.gate = call.gate(layer[9], Access::read);
+    return call;
+}
+
+// (sums, weighs, stages): the stages of Parts as bits, the first is 1.
+Parts parts_of(Call& call, const py::tuple& parts, int number) {
+    if (parts.size() != 3) raise_value("parts", "3 entries", std::to_string(parts.size()));
+    const int stages = parts[2].cast<int>();
+    const Access access = stages & 3 ? Access::write : Access::read;
+    return {(stages & 1) != 0, (stages & 2) != 0, (stages & 4) != 0,
+            call.table(parts[0], "sums", number, access), parts[1].cast<double>()};
+}
+
+void bind(py::module_& m) {
+    m.def("batch_norm_gate_bytes", [](const py::object& x, int axis, index ghost) {
+        return gate_bytes(Call(x, axis, ghost).shape);
+    });
+
+    m.def("batch_norm_moments", [](const py::object& x, int axis, const py::object& out) {
+        Call call(x, axis, 0);
+        double* const to = call.table(out, "out", 2, Access::write);
+        call.check(false);
+        call.go([&](const Stream& s) { moments(s, call.shape, call.layer.x, to); });
+    });
+
+    // running: (mean, variance, momentum, batches seen); renorm: (r_max, d_max); noise: (seed,
+    // step, mean, scale).
+    m.def("batch_norm_forward",
+          [](const py::tuple& layer, int source, double eps, const py::tuple& running,
+             const py::object& renorm, const py::object& noise, const py::object& y_) {
+              Call call = call_of(layer);
+              Origin how;
+              how.source = Origin::Source(source);
+              how.eps = eps;
+              const bool training = how.source == Origin::batch;
+              const Access access = training ? Access::write : Access::read;
+              how.running_mean = call.values(running[0], "running_mean", access);
+              how.running_variance = call.values(running[1], "running_var", access);
+              how.momentum = running[2].cast<double>();
+              how.seen = running[3].cast<double>();
+              if (!renorm.is_none()) {
+                  std::tie(how.r_max, how.d_max) = renorm.cast<std::pair<double, double>>();
+              }
+              if (!noise.is_none()) {
+                  std::tie(how.seed, how.step, how.noise_mean, how.noise_scale) =
+                      noise.cast<std::tuple<std::uint64_t, std::uint64_t, double, double>>();
+              }
+              call.statistics(layer[5], how.source == Origin::given ? Access::read : Access::write);
+              std::uint8_t* const gate = call.gate(layer[9], Access::write);
+              void* const y = call.output(y_, "out");
+              call.check(!training);
+              call.go([&](const Stream& s) { forward(s, call.layer, how, y, gate); });
+          });
+
+    m.def("batch_norm_backward",
+          [](const py::tuple& layer, const py::tuple& parts_, const py::object& dy_,
+             const py::object& dx_, const py::object& dresidual_, const py::object& dweight_,
+             const py::object& dbias_) {
+              Call call = call_of_saved(layer);
+              const Parts parts = parts_of(call, parts_, backward_sums);
+              const void* const dy = call.input(dy_, "dy");
+              void* const dx = call.output(dx_, "dx");
+              void* const dresidual = call.output(dresidual_, "dresidual");
+              const Values dweight = call.values(dweight_, "dweight", Access::write);
+              const Values dbias = call.values(dbias_, "dbias", Access::write);
+              call.check(false);
+              call.go([&](const Stream& s) {
+                  backward(s, call.layer, parts, dy, dx, dresidual, dweight, dbias);
+              });
+          });
+
+    const auto direction = [](Call& call, const py::object& x, const py::object& weight,
+                              const py::object& bias, const py::object& residual) {
+        return Direction{call.input(x, "x_tangent"), call.input(residual, "residual_tangent"),
+                         call.values(weight, "weight_tangent", Access::read),
+                         call.values(bias, "bias_tangent", Access::read)};
+    };
+
+    m.def("batch_norm_tangent",
+          [=](const py::tuple& layer, const py::tuple& parts_, const py::object& x,
+              const py::object& weight, const py::object& bias, const py::object& residual,
+              const py::object& yt_) {
+              Call call = call_of_saved(layer);
+              const Parts parts = parts_of(call, parts_, tangent_sums);
+              const Direction along = direction(call, x, weight, bias, residual);
+              void* const yt = call.output(yt_, "y_tangent");
+              call.check(false);
+              call.go([&](const Stream& s) { tangent(s, call.layer, parts, along, yt); });
+          });
+
+    m.def("batch_norm_second",
+          [=](const py::tuple& layer, const py::tuple& parts_, const py::object& x,
+              const py::object& weight, const py::object& bias, const py::object& residual,
+              const py::object& dy_, const py::object& dyt_, const py::object& dxt_,
+              const py::object& dresidual_t_, const py::object& yt_, const py::object& dweight_t_,
+              const py::object& dbias_t_) {
+              Call call = call_of_saved(layer);
+              const Parts parts = parts_of(call, parts_, second_sums);
+              const Direction along = direction(call, x, weight, bias, residual);
+              const void* const dy = call.input(dy_, "dy");
+              const void* const dyt = call.input(dyt_, "dy_tangent");
+              void* const dxt = call.output(dxt_, "dx_tangent");
+              void* const dresidual_t = call.output(dresidual_t_, "dresidual_tangent");
+              void* const yt = call.output(yt_, "y_tangent");
+              const Values dweight_t = call.values(dweight_t_, "dweight_tangent", Access::write);
+              const Values dbias_t = call.values(dbias_t_, "dbias_tangent", Access::write);
+              call.check(false);
+              call.go([&](const Stream& s) {
+                  second(s, call.layer, parts, along, dy, dyt, dxt, dresidual_t, yt, dweight_t,
+                         dbias_t);
+              });
+          });
+}
+
+}  // namespace whole
+
 }  // namespace
 
 void bind_batch_norm(py::module_& m) {
     bind<float>(m, "float32");
     bind<double>(m, "float64");
+    whole::bind(m);
 }
 
 SP_END

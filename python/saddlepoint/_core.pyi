@@ -161,3 +161,48 @@ batch_norm_forward_float64 = batch_norm_forward_float32
 batch_norm_backward_float64 = batch_norm_backward_float32
 batch_norm_tangent_float64 = batch_norm_tangent_float32
 batch_norm_backward_tangent_float64 = batch_norm_backward_tangent_float32
+
+def batch_norm_gate_bytes(x: Any, axis: int, ghost: int) -> int: ...
+def batch_norm_moments(x: Any, axis: int, out: Any) -> None: ...
+def batch_norm_forward(
+    layer: tuple[Any, ...],
+    source: int,
+    eps: float,
+    running: tuple[Any, Any, float, float],
+    renorm: tuple[float, float] | None,
+    noise: tuple[int, int, float, float] | None,
+    out: Any,
+) -> None: ...
+def batch_norm_backward(
+    layer: tuple[Any, ...],
+    parts: tuple[Any, float, int],
+    dy: Any,
+    dx: Any,
+    dresidual: Any,
+    dweight: Any,
+    dbias: Any,
+) -> None: ...
+def batch_norm_tangent(
+    layer: tuple[Any, ...],
+    parts: tuple[Any, float, int],
+    x_tangent: Any,
+    weight_tangent: Any,
+    bias_tangent: Any,
+    residual_tangent: Any,
+    y_tangent: Any,
+) -> None: ...
+def batch_norm_second(
+    layer: tuple[Any, ...],
+    parts: tuple[Any, float, int],
+    x_tangent: Any,
+    weight_tangent: Any,
+    bias_tangent: Any,
+    residual_tangent: Any,
+    dy: Any,
+    dy_tangent: Any,
+    dx_tangent: Any,
+    dresidual_tangent: Any,
+    y_tangent: Any,
+    dweight_tangent: Any,
+    dbias_tangent: Any,
+) -> None: ...

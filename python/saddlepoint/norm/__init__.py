@@ -1,17 +1,33 @@
-"""Batch normalization of arrays: forward, backward, and the tangents of both."""
+"""Batch normalization of arrays: forward, backward, and everything to second order."""
 
 from .batch_norm import (
+    Moments,
+    Noise,
     Saved,
     batch_norm,
+    batch_norm_apply,
     batch_norm_backward,
+    batch_norm_backward_apply,
+    batch_norm_backward_reduce,
     batch_norm_backward_tangent,
+    batch_norm_double_backward,
+    batch_norm_statistics,
     batch_norm_tangent,
+    combine,
 )
 
 __all__ = [
+    "Moments",
+    "Noise",
     "Saved",
     "batch_norm",
+    "batch_norm_apply",
     "batch_norm_backward",
+    "batch_norm_backward_apply",
+    "batch_norm_backward_reduce",
     "batch_norm_backward_tangent",
+    "batch_norm_double_backward",
+    "batch_norm_statistics",
     "batch_norm_tangent",
+    "combine",
 ]

@@ -1,0 +1,352 @@
+// What happens to one element of a batch normalization, forward, backward and to second order, on
+// any number type: scalars, dual numbers where an activation is differentiated twice, and packs.
+//
+//   h = (x - mean) r,   u = weight (alpha h + beta) + bias gamma + delta,   y = act(u + residual)
+//
+// alpha, beta, gamma and delta are constants of the channel: 1, 0, 1, 0, or what batch
+// renormalization and noise make of them. Everything is linear in the elements once the sums over
+// the channel are known, so a function takes ready coefficients; norm/coefficients.hpp has them.
+#pragma once
+
+#include <type_traits>
+
+#include "core/math.hpp"
+
+namespace saddlepoint {
+
+template <class T>
+SP_HD bool positive(T x) {
+    return x > T(0);
+}
+template <class T>
+SP_HD bool negative(T x) {
+    return x < T(0);
+}
+template <class T>
+SP_HD T select(bool which, T a, T b) {
+    return which ? a : b;
+}
+template <class T, class F>
+SP_HD T per_lane(T x, const F& f) {
+    return f(x);
+}
+
+// The scalar of a number or pack, and a constant as one of those.
+template <class V, class = void>
+struct LaneOf {
+    using type = V;
+    static SP_HD V all(double x) { return V(x); }
+};
+template <class V>
+struct LaneOf<V, std::void_t<typename V::scalar>> {
+    using type = typename V::scalar;
+    static SP_HD V all(double x) { return V::all(type(x)); }
+};
+template <class V>
+using lane_of = typename LaneOf<V>::type;
+template <class V>
+SP_HD V all(double x) {
+    return LaneOf<V>::all(x);
+}
+
+}  // namespace saddlepoint
+
+SP_BEGIN
+
+namespace normalization {
+
+// An activation gives its value, a product with its slope, and with its curvature. `z` may stand
+// for its sign alone where `piecewise_linear`.
+struct None {
+    static constexpr bool piecewise_linear = true;
+    template <class V>
+    static SP_HD V value(const V& z, double) {
+        return z;
+    }
+    template <class V>
+    static SP_HD V times_slope(const V&, const V& d, double) {
+        return d;
+    }
+};
+
+struct ReLU {
+    static constexpr bool piecewise_linear = true;
+    template <class V>
+    static SP_HD V value(const V& z, double) {
+        return select(negative(z), all<V>(0), z);  // a NaN stays
+    }
+    template <class V>
+    static SP_HD V times_slope(const V& z, const V& d, double) {
+        return select(positive(z), d, all<V>(0));  // 0 at 0, as PyTorch
+    }
+};
+
+struct LeakyReLU {
+    static constexpr bool piecewise_linear = true;
+    template <class V>
+    static SP_HD V value(const V& z, double slope) {
+        return select(positive(z), z, all<V>(slope) * z);
+    }
+    template <class V>
+    static SP_HD V times_slope(const V& z, const V& d, double slope) {
+        return select(positive(z), d, all<V>(slope) * d);
+    }
+};
+
+// A smooth one gives its value and slope on scalars and dual numbers.
+template <class A>
+struct Smooth {
+    static constexpr bool piecewise_linear = false;
+    template <class V>
+    static SP_HD V value(const V& z, double) {
+        return per_lane(z, Value());
+    }
+    template <class V>
+    static SP_HD V times_slope(const V& z, const V& d, double) {
+        return d * per_lane(z, Slope());
+    }
+    template <class V>
+    static SP_HD V curvature(const V& z) {
+        return per_lane(z, Curvature());
+    }
+
+   private:
+    struct Value {
+        template <class T>
+        SP_HD T operator()(T x) const {
+            return A::of(x);
+        }
+    };
+    struct Slope {
+        template <class T>
+        SP_HD T operator()(T x) const {
+            return A::slope(x);
+        }
+    };
+    struct Curvature {
+        template <class T>
+        SP_HD T operator()(T x) const {
+            return A::slope(Dual<T>{x, T(1)}).tangent;
+        }
+    };
+};
+
+// x Phi(x) (Hendrycks & Gimpel 2016).
+struct GELU : Smooth<GELU> {
+    template <class T>
+    static SP_HD T of(T x) {
+        // 0 where Phi is, also for an infinite x
+        const T p = normal_cdf(x);
+        return p == T(0) ? T(0) : x * p;
+    }
+    template <class N>
+    static SP_HD N slope(N x) {
+        return normal_cdf(x) + x * normal_density(x);
+    }
+};
+
+struct Tanh : Smooth<Tanh> {
+    template <class T>
+    static SP_HD T of(T x) {
+        return tanh(x);
+    }
+    template <class N>
+    static SP_HD N slope(N x) {
+        const N y = tanh(x);
+        return scalar_of<N>(1) - y * y;
+    }
+};
+
+// Each function: how many arrays it reads and writes, coefficients and sums it has, and a call
+// operator (in, coefficients, out or terms, gate). The gate is the activation's argument, or a
+// value of its sign where `gated`.
+struct Setting {
+    double slope = 0.0;
+    bool gated = false;
+};
+
+enum Place { X = 0, DY = 1, XT = 2, DYT = 3, RES = 4, REST = 5, inputs = 6 };
+
+// The first coefficients are the same in all: z = (x - mean) scale + offset + residual.
+enum : int { MEAN, SCALE, OFFSET, own };
+
+template <class V>
+SP_HD V argument(const V* in, const V* c) {
+    return (in[X] - c[MEAN]) * c[SCALE] + c[OFFSET] + in[RES];
+}
+
+// (x - shift, its square)
+struct Moments {
+    static constexpr unsigned reads = 1u << X;
+    static constexpr int coefficients = 1, sums = 2;
+    static constexpr bool smooth = false;
+    Setting setting;
+    template <class V>
+    SP_HD void operator()(const V* in, const V* c, V* term, V&) const {
+        const V d = in[X] - c[MEAN];
+        term[0] = d;
+        term[1] = d * d;
+    }
+};
+
+template <class A>
+struct Forward {
+    static constexpr bool streams = true;
+    static constexpr unsigned reads = 1u << X | 1u << RES;
+    static constexpr int coefficients = own, outputs = 1;
+    Setting setting;
+    template <class V>
+    SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
+        gate = argument(in, c);
+        out[0] = A::value(gate, setting.slope);
+    }
+};
+
+// h = (x - mean) r + low: `low` is what the mean's rounding left over.
+enum : int { R = own, LOW };
+template <class V>
+SP_HD V normalized(const V* in, const V* c) {
+    return (in[X] - c[MEAN]) * c[R] + c[LOW];
+}
+
+// (dz, dz h) with dz = dy act'(z)
+template <class A>
+struct BackwardSums {
+    static constexpr bool smooth = !A::piecewise_linear;
+    static constexpr unsigned reads = 1u << X | 1u << DY | 1u << RES;
+    static constexpr int coefficients = LOW + 1, sums = 2;
+    Setting setting;
+    template <class V>
+    SP_HD void operator()(const V* in, const V* c, V* term, V& gate) const {
+        if (!setting.gated) gate = argument(in, c);
+        const V dz = A::times_slope(gate, in[DY], setting.slope);
+        term[0] = dz;
+        term[1] = dz * normalized(in, c);
+    }
+};
+
+// (dx, dresidual): dx = c dz + c (x - mean) + c
+template <class A>
+struct Backward {
+    static constexpr bool streams = true;
+    static constexpr unsigned reads = 1u << X | 1u << DY | 1u << RES;
+    static constexpr int coefficients = own + 3, outputs = 2;
+    Setting setting;
+    template <class V>
+    SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
+        if (!setting.gated) gate = argument(in, c);
+        const V dz = A::times_slope(gate, in[DY], setting.slope);
+        out[0] = c[own] * dz + (c[own + 1] * (in[X] - c[MEAN]) + c[own + 2]);
+        out[1] = dz;
+    }
+};
+
+// (x', h x')
+struct TangentSums {
+    static constexpr unsigned reads = 1u << X | 1u << XT;
+    static constexpr int coefficients = LOW + 1, sums = 2;
+    static constexpr bool smooth = false;
+    Setting setting;
+    template <class V>
+    SP_HD void operator()(const V* in, const V* c, V* term, V&) const {
+        term[0] = in[XT];
+        term[1] = in[XT] * normalized(in, c);
+    }
+};
+
+// z' = c x' + c (x - mean) + c + residual'
+template <class V>
+SP_HD V argument_tangent(const V* in, const V* c, const V* own_c) {
+    return own_c[0] * in[XT] + (own_c[1] * (in[X] - c[MEAN]) + own_c[2]) + in[REST];
+}
+
+template <class A>
+struct Tangent {
+    static constexpr bool streams = false;
+    static constexpr unsigned reads = 1u << X | 1u << XT | 1u << RES | 1u << REST;
+    static constexpr int coefficients = own + 3, outputs = 1;
+    Setting setting;
+    template <class V>
+    SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
+        if (!setting.gated) gate = argument(in, c);
+        out[0] = A::times_slope(gate, argument_tangent(in, c, c + own), setting.slope);
+    }
+};
+
+// (x', h x', dz, h dz, x' dz), and of a piecewise linear activation also (dz', h dz')
+template <class A>
+struct SecondSums {
+    static constexpr bool smooth = !A::piecewise_linear;
+    static constexpr unsigned reads =
+        1u << X | 1u << DY | 1u << XT | 1u << RES | (A::piecewise_linear ? 1u << DYT : 0);
+    static constexpr int coefficients = LOW + 1, sums = A::piecewise_linear ? 7 : 5;
+    Setting setting;
+    template <class V>
+    SP_HD void operator()(const V* in, const V* c, V* term, V& gate) const {
+        if (!setting.gated) gate = argument(in, c);
+        const V h = normalized(in, c), dz = A::times_slope(gate, in[DY], setting.slope);
+        term[0] = in[XT];
+        term[1] = in[XT] * h;
+        term[2] = dz;
+        term[3] = dz * h;
+        term[4] = dz * in[XT];
+        if constexpr (A::piecewise_linear) {
+            const V dzt = A::times_slope(gate, in[DYT], setting.slope);
+            term[5] = dzt;
+            term[6] = dzt * h;
+        }
+    }
+};
+
+// dz' = dy' act'(z) + dy act''(z) z'
+template <class A, class V>
+SP_HD V gradient_tangent(const V* in, const V& zt, const V& gate, double slope) {
+    const V dzt = A::times_slope(gate, in[DYT], slope);
+    if constexpr (A::piecewise_linear) {
+        return dzt;
+    } else {
+        return dzt + in[DY] * A::curvature(gate) * zt;
+    }
+}
+
+// (dz', h dz') of a smooth activation, for which z' must be known
+template <class A>
+struct MoreSecondSums {
+    static constexpr bool smooth = !A::piecewise_linear;
+    static constexpr unsigned reads =
+        1u << X | 1u << DY | 1u << XT | 1u << DYT | 1u << RES | 1u << REST;
+    static constexpr int coefficients = LOW + 4, sums = 2;
+    Setting setting;
+    template <class V>
+    SP_HD void operator()(const V* in, const V* c, V* term, V& gate) const {
+        gate = argument(in, c);
+        const V zt = argument_tangent(in, c, c + LOW + 1);
+        term[0] = gradient_tangent<A>(in, zt, gate, setting.slope);
+        term[1] = term[0] * normalized(in, c);
+    }
+};
+
+// (dx', dresidual', y'): dx' = c dz + c dz' + c x' + c (x - mean) + c
+template <class A>
+struct Second {
+    static constexpr bool streams = false;
+    static constexpr unsigned reads =
+        1u << X | 1u << DY | 1u << XT | 1u << DYT | 1u << RES | 1u << REST;
+    static constexpr int coefficients = own + 8, outputs = 3;
+    Setting setting;
+    template <class V>
+    SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
+        if (!setting.gated) gate = argument(in, c);
+        const V zt = argument_tangent(in, c, c + own);
+        const V dz = A::times_slope(gate, in[DY], setting.slope);
+        const V dzt = gradient_tangent<A>(in, zt, gate, setting.slope);
+        const V* const e = c + own + 3;
+        out[0] = e[0] * dz + e[1] * dzt + (e[2] * in[XT] + (e[3] * (in[X] - c[MEAN]) + e[4]));
+        out[1] = dzt;
+        out[2] = A::times_slope(gate, zt, setting.slope);
+    }
+};
+
+}  // namespace normalization
+
+SP_END

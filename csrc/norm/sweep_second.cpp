@@ -1,0 +1,51 @@
+// Tangents, of the forward and of the backward pass.
+#include "norm/sweep_cpu.hpp"
+
+SP_BEGIN
+
+namespace SADDLEPOINT_ISA {
+
+namespace {
+
+// To second order one function stands for all that are piecewise linear: fewer loops to compile.
+template <class F>
+void with_kind(const Sweep& sweep, F&& f) {
+    Sweep s = sweep;
+    if (s.activation == Activation::none) s.setting.slope = 1.0;
+    if (s.activation == Activation::relu) s.setting.slope = 0.0;
+    switch (s.activation) {
+        case Activation::gelu: return f(s, GELU{});
+        case Activation::tanh: return f(s, Tanh{});
+        default: return f(s, LeakyReLU{});
+    }
+}
+
+}  // namespace
+
+void norm_sum_second(const Sweep& sweep, const Runs& runs, const double* one, const void* each,
+                     double* sums) {
+    if (sweep.work == Work::tangent_sums) {
+        return sum_one<TangentSums>(sweep, runs, one, each, sums);
+    }
+    with_kind(sweep, [&](const Sweep& s, auto activation) {
+        using A = decltype(activation);
+        if constexpr (!A::piecewise_linear) {
+            if (s.work == Work::more_second_sums) {
+                return sum_one<MoreSecondSums<A>>(s, runs, one, each, sums);
+            }
+        }
+        return sum_one<SecondSums<A>>(s, runs, one, each, sums);
+    });
+}
+
+void norm_map_second(const Sweep& sweep, const Runs& runs, const double* one, const void* each) {
+    with_kind(sweep, [&](const Sweep& s, auto activation) {
+        using A = decltype(activation);
+        if (s.work == Work::tangent) return map_one<Tangent<A>>(s, runs, one, each);
+        return map_one<Second<A>>(s, runs, one, each);
+    });
+}
+
+}  // namespace SADDLEPOINT_ISA
+
+SP_END
