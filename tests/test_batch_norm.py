@@ -81,7 +81,7 @@ def native(c: Case) -> list[Array]:
         y,
         *norm.batch_norm_backward(c.dy, saved),
         norm.batch_norm_tangent(c.xt, saved, c.weight_t, c.bias_t),
-        *norm.batch_norm_backward_tangent(c.dyt, c.dy, c.xt, saved, c.weight_t),
+        *norm.batch_norm_backward_tangent(c.dy, c.dyt, c.xt, saved, c.weight_t),
     ]
 
 
@@ -203,12 +203,12 @@ def test_output_has_mean_zero_and_deviation_one(dtype: str, rng: np.random.Gener
 
 @pytest.mark.parametrize("shape", [(64, 100), (5000, 3)], ids=str)
 def test_a_large_mean_costs_no_digits(shape: tuple[int, int], rng: np.random.Generator) -> None:
-    """Mean 1e4 and variance 1 in float32: E[x²] − mean² would be off by 8, here 1/std is exact."""
+    """Mean 1e4 and variance 1 in float32: E[x²] − mean² would be off by 8, 1/std here by an eps."""
     x = (1e4 + rng.standard_normal(shape)).astype(np.float32)
     wide = x.astype(np.float64)
     y, saved = norm.batch_norm(x)
     eps = float(np.finfo(np.float32).eps)
-    assert_allclose(saved.r, 1 / np.sqrt(wide.var(axis=0) + 1e-5), rtol=eps)
+    assert_allclose(saved.r, 1 / np.sqrt(wide.var(axis=0) + 1e-5), rtol=2 * eps)
     assert_allclose(saved.mean, wide.mean(axis=0), rtol=eps / 2 + 1e-12)
     exact = reference.forward(wide, np.ones(shape[1]), np.zeros(shape[1]), 1e-5)
     # The mean is stored in float32: half a unit of its last place, and roundings of y itself.
@@ -249,8 +249,8 @@ def test_defaults_are_weight_one_and_bias_zero(rng: np.random.Generator) -> None
         norm.batch_norm_tangent(case.xt, saved, zeros, zeros),
     )
     for got, wanted in zip(
-        norm.batch_norm_backward_tangent(case.dyt, case.dy, case.xt, saved),
-        norm.batch_norm_backward_tangent(case.dyt, case.dy, case.xt, saved, zeros),
+        norm.batch_norm_backward_tangent(case.dy, case.dyt, case.xt, saved),
+        norm.batch_norm_backward_tangent(case.dy, case.dyt, case.xt, saved, zeros),
         strict=True,
     ):
         assert_array_equal(got, wanted)
@@ -308,13 +308,11 @@ TWO = np.zeros((2, 3))  # memory for two rows that are views of one array
 
 REFUSED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("integers", {"x": np.ones((4, 3), int)}, TypeError,
-     "x: expected dtype float32 or float64, got int64"),
-    ("one-dimensional", {"x": ROW}, ValueError, "x: expected shape (N, C), got (3,)"),
-    ("one-row", {"x": X[:1]}, ValueError, "x: expected at least 2 rows in training, got 1"),
-    ("strided", {"x": np.zeros((8, 3))[::2]}, ValueError,
-     "x: expected a C-contiguous array, got strides (6, 1)"),
-    ("fortran", {"x": np.asfortranarray(X)}, ValueError,
-     "x: expected a C-contiguous array, got strides (1, 4)"),
+     "x: expected dtype float32, float64, bfloat16 or float16, got int64"),
+    ("one-dimensional", {"x": ROW}, ValueError,
+     "x: expected an axis for each letter of NCHW, got (3,)"),
+    ("one-row", {"x": X[:1]}, ValueError,
+     "x: expected more than 1 value per channel when training, got (1, 3)"),
     ("swapped", {"x": X.astype(">f8")}, TypeError, "x: expected "),
     ("weight-dtype", {"weight": ROW.astype("f4")}, TypeError,
      "weight: expected dtype float64, got float32"),
@@ -370,11 +368,9 @@ def test_refused_and_nothing_written(
          "dy: expected shape (4, 3), got (3, 3)"),
         (lambda s: norm.batch_norm_backward(X.astype("f4"), s), TypeError,
          "dy: expected dtype float64, got float32"),
-        (lambda s: norm.batch_norm_tangent(np.zeros((8, 3))[::2], s), ValueError,
-         "x_tangent: expected a C-contiguous array, got strides (6, 1)"),
         (lambda s: norm.batch_norm_tangent(X, s, ROW[:2]), ValueError,
          "weight_tangent: expected shape (3,), got (2,)"),
-        (lambda s: norm.batch_norm_backward_tangent(X[0], X, X, s), ValueError,
+        (lambda s: norm.batch_norm_backward_tangent(X, X[0], X, s), ValueError,
          "dy_tangent: expected shape (4, 3), got (3,)"),
     ],
 )  # fmt: skip

@@ -184,7 +184,7 @@ def test_sanitize_batch_norm(shape: tuple[int, int], dtype: str, rng: np.random.
             y,
             *norm.batch_norm_backward(place(dy), saved),
             norm.batch_norm_tangent(place(xt), saved),
-            *norm.batch_norm_backward_tangent(place(dyt), place(dy), place(xt), saved),
+            *norm.batch_norm_backward_tangent(place(dy), place(dyt), place(xt), saved),
         ]
 
     for got, wanted in zip(everything(there), everything(lambda a: a), strict=True):

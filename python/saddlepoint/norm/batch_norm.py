@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _core
+from .._native import module as module_for
 from .._native import module_of
 from ..errors import expected
 from ..vector import ArrayLike, Vector, gather
@@ -168,7 +168,7 @@ class Saved:
 
 
 def _module(x: ArrayLike) -> ModuleType:
-    return _core if type(x) is np.ndarray else module_of(x)
+    return module_for("cpu") if type(x) is np.ndarray else module_of(x)
 
 
 def _axis(layout: str, x: ArrayLike) -> int:
@@ -303,7 +303,7 @@ def batch_norm(
         where = "in renormalization" if training else "in evaluation"
         raise ValueError(expected("running_mean", f"an array {where}", None))
     module = _module(x)
-    if module is not _core:
+    if module is not module_for("cpu"):
         others = (activation, residual, count, ghost, renorm, noise)
         y, weight, pair = columns.forward(
             x, weight, bias, (running_mean, running_var), training,
