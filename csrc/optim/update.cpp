@@ -283,7 +283,7 @@ Loaded<T> load_all(const Tensor& t, index begin, index n, Scratch<T>& s) {
 }
 
 // Asks for the lines of the next piece, where arrays are converted one after the other: each alone
-// would wait for memory at the begin of every piece.
+// would wait for memory where a piece begins.
 void fetch(const Strided& o, index begin, index n) {
     if (!o.data || o.strides) return;
     const index width = bytes_of(o.dtype);

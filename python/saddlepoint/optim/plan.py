@@ -6,13 +6,10 @@ import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from .._native import module
 from ..errors import expected
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack as Unpack
 
 __all__ = ["Common", "Group", "Options", "Plan", "Rule", "Shared"]
 
