@@ -382,9 +382,7 @@ class Call {
     double* table(const py::handle& object, const char* name, index number, Access access) {
         if (object.is_none()) return nullptr;
         const std::vector<index> wanted{number, shape.groups(), shape.channels};
-        const Array a = borrow(object, name, access, "float64", wanted);
-        hold(a, name, access == Access::write);
-        return a.as<double>();
+        return static_cast<double*>(dense(object, name, access, "float64", wanted));
     }
     void statistics(const py::handle& object, Access access) {
         const Seen a = see(object, "statistics");
@@ -393,9 +391,8 @@ class Call {
     }
     std::uint8_t* gate(const py::handle& object, Access access) {
         if (object.is_none()) return nullptr;
-        const Array a = borrow(object, "gate", access, "uint8", {gate_bytes(shape)});
-        hold(a, "gate", access == Access::write);
-        return a.as<std::uint8_t>();
+        const std::vector<index> wanted{gate_bytes(shape)};
+        return static_cast<std::uint8_t*>(dense(object, "gate", access, "uint8", wanted));
     }
 
     // `in_place`: an output may be an input, element by element.
@@ -448,10 +445,22 @@ class Call {
         pieces_.push_back({begin, end, name, written});
         if (a.owner) owners_.push_back(a.owner);
     }
-    void hold(const Array& a, const char* name, bool written) {
-        const auto* const begin = a.as<const char>();
-        if (a.bytes()) pieces_.push_back({begin, begin + a.bytes(), name, written});
-        owners_.push_back(a.owner);
+    void* dense(const py::handle& object, const char* name, Access access, const char* dtype,
+                const std::vector<index>& wanted) {
+        const Seen a = see(object, name);
+        const std::string got = a.other_dtype.empty() ? word(a.dtype) : a.other_dtype;
+        if (got != dtype) raise_type(name, std::string("dtype ") + dtype, got);
+        if (a.shape_list() != wanted)
+            raise_value(name, "shape " + text(wanted), text(a.shape_list()));
+        index stride = 1;
+        for (int i = a.axes - 1; i >= 0; stride *= a.shape[i--]) {
+            if (a.shape[i] > 1 && a.strides[i] != stride && a.size() > 0) {
+                raise_value(name, "a C-contiguous array", "strides " + text(a.stride_list()));
+            }
+        }
+        if (access == Access::write) writable(a, name);
+        track(a, name, access == Access::write);
+        return address(a);
     }
 
     Seen alike(const py::handle& object, const char* name) const {

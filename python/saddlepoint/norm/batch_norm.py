@@ -168,7 +168,9 @@ class Saved:
 
 
 def _module(x: ArrayLike) -> ModuleType:
-    return module_for("cpu") if type(x) is np.ndarray else module_of(x)
+    if type(x) is np.ndarray or getattr(x, "is_cpu", False):
+        return module_for("cpu")
+    return module_of(x)
 
 
 def _axis(layout: str, x: ArrayLike) -> int:

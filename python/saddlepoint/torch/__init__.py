@@ -1,6 +1,6 @@
 """The faces that PyTorch sees; importing this imports PyTorch.
 
-``saddlepoint.torch.optim`` has drop-in optimizers.
+``saddlepoint.torch.optim`` has drop-in optimizers, ``saddlepoint.torch.nn`` batch normalization.
 """
 
 try:
@@ -10,6 +10,6 @@ except ModuleNotFoundError as error:
         "saddlepoint.torch: expected PyTorch to be installed (pip install 'saddlepoint[torch]')"
     ) from error
 
-from . import optim
+from . import nn, optim
 
-__all__ = ["optim"]
+__all__ = ["nn", "optim"]

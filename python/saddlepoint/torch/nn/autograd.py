@@ -1,0 +1,361 @@
+"""Batch normalization as autograd functions: two orders in any composition, no third.
+
+``y = F(x, …)`` has the backward pass B and the tangent T; their derivatives are the double backward
+D (reverse over reverse), the tangent of the backward E (forward over reverse, and what reverse over
+forward gives to the inputs), and the second tangent S (forward over forward). Each is a call of
+`saddlepoint.norm`. D, E and S raise when they are differentiated themselves, so that a third order
+is an error and never a wrong number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, distributed
+from torch.autograd import Function
+from torch.autograd.graph import increment_version
+
+from ... import norm
+from ...errors import expected
+from ...norm import Noise, Saved
+
+__all__ = ["Call", "Forward"]
+
+Maybe = Tensor | None
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """What a call is told beside its tensors, and its derivatives after it."""
+
+    training: bool
+    momentum: float | None = 0.1
+    eps: float = 1e-5
+    activation: str | None = None
+    negative_slope: float = 0.01
+    ghost: int | None = None
+    renorm: tuple[float, float] | None = None
+    noise: Noise | None = None
+    group: Any = None  # of processes that share their statistics
+    has_residual: bool = False
+    elements: int = 0  # that share statistics, where other processes have some of them
+
+    @property
+    def curved(self) -> bool:
+        """Whether gradients depend on bias and residual other than by a sign."""
+        return self.activation in ("gelu", "tanh")
+
+    @property
+    def shared(self) -> bool:
+        """Whether statistics are those of several processes."""
+        return self.group is not None and self.training
+
+    @property
+    def reduce(self) -> Callable[[Tensor], object] | None:
+        """Adds up the sums of all processes, for `saddlepoint.norm`."""
+        return partial(distributed.all_reduce, group=self.group) if self.shared else None
+
+    def saved(self, tensors: tuple[Any, ...]) -> Saved:
+        """The record that `saddlepoint.norm` wants, of the tensors that ``kept`` told."""
+        x, weight, bias, residual, statistics, gate = tensors
+        ghost = self.ghost if self.training and self.ghost and self.ghost < len(x) else 0
+        return Saved(
+            x, weight, bias, statistics, self.training, self.activation, self.negative_slope,
+            residual, gate, self.has_residual, 1, ghost, self.elements,
+        )  # fmt: skip
+
+
+# Whether we are inside torch.func.grad and the like.
+_transformed: Callable[[], bool] = getattr(
+    torch._C, "_are_functorch_transforms_active", lambda: True
+)
+
+
+class _Derivative(Function):
+    """A function of a `Call`, directions, and the tensors of a `Saved`, that autograd keeps."""
+
+    kept = 6  # the last arguments: x, weight, bias, residual, statistics, gate
+
+    def __init_subclass__(cls) -> None:
+        cls.vmap = staticmethod(partial(_one_by_one, cls))  # type: ignore[method-assign]
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        # PyTorch's own looks the signature of `forward` up, which takes as long as a small kernel.
+        inherited: Any = super() if _transformed() else super(Function, cls)
+        return inherited.apply(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.call = inputs[0]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+
+def _one_by_one(function: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+    """``vmap``: statistics are of each example's own batch, so there is no larger call to make."""
+    if function is Forward and args[0].training and args[5] is not None:
+        raise RuntimeError(
+            "vmap: expected no running statistics in training, which one call after the other would"
+            " change; torch.func.replace_all_batch_norm_modules_ takes them out of a module"
+        )
+    columns = [
+        [a] * info.batch_size if d is None else a.unbind(d)
+        for a, d in zip(args, in_dims, strict=True)
+    ]
+    results = [function.apply(*row) for row in zip(*columns, strict=True)]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    stacked = tuple(torch.stack(column) for column in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _some(*directions: Maybe) -> bool:
+    return any(d is not None for d in directions)
+
+
+def _plus(a: Maybe, b: Maybe) -> Maybe:
+    return b if a is None else a if b is None else a + b
+
+
+class Forward(_Derivative):
+    """(call, x, weight, bias, residual, running_mean, running_var, batches) to y and its record."""
+
+    @staticmethod
+    def forward(
+        call: Call,
+        x: Tensor,
+        weight: Maybe,
+        bias: Maybe,
+        residual: Maybe,
+        mean: Maybe,
+        var: Maybe,
+        batches: Maybe,
+    ) -> tuple[Tensor, ...]:
+        if call.shared:
+            y, saved = _forward_shared(call, x, weight, bias, residual, mean, var, batches)
+        else:
+            y, saved = norm.batch_norm(
+                x, weight, bias, mean, var, call.training, call.momentum, call.eps,
+                call.activation, residual, negative_slope=call.negative_slope, count=batches,
+                ghost=call.ghost, renorm=call.renorm, noise=call.noise,
+            )  # fmt: skip
+        if call.training and mean is not None and var is not None:
+            increment_version(mean)
+            increment_version(var)
+        return (y, saved.statistics) if saved.gate is None else (y, saved.statistics, saved.gate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        call, x, weight, bias, residual = inputs[:5]
+        ctx.call, ctx.outputs = call, len(output)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1:])
+        kept = (
+            x, weight, bias, residual if call.curved else None, output[1],
+            output[2] if len(output) == 3 else None,
+        )  # fmt: skip
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Maybe, *_: None) -> tuple[Maybe, ...]:
+        if dy is None:
+            return (None,) * 8
+        dx, dweight, dbias, *dresidual = Backward.apply(ctx.call, dy, *ctx.saved_tensors)
+        weight, bias = ctx.saved_tensors[1:3]
+        return (
+            None, dx, None if weight is None else dweight, None if bias is None else dbias,
+            dresidual[0] if dresidual else None, None, None, None,
+        )  # fmt: skip
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *along: Maybe) -> tuple[Maybe, ...]:
+        yt = Tangent.apply(ctx.call, *along[:4], *ctx.saved_tensors)
+        return yt, *(None,) * (ctx.outputs - 1)
+
+
+class Backward(_Derivative):
+    """(call, dy, kept) to (dx, dweight, dbias[, dresidual])."""
+
+    @staticmethod
+    def forward(call: Call, dy: Tensor, *kept: Any) -> tuple[Tensor, ...]:
+        gradients = norm.batch_norm_backward(dy, call.saved(kept), reduce=call.reduce)
+        return cast(tuple[Tensor, ...], gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *along: Maybe) -> tuple[Maybe, ...]:
+        ddx, ddweight, ddbias, ddresidual = _four(ctx.call, along)
+        dy, *kept = ctx.saved_tensors
+        if not _some(ddx, ddweight, ddbias, ddresidual):
+            return (None,) * 8
+        ddy, dx, dweight, *more = DoubleBackward.apply(
+            ctx.call, ddx, ddweight, ddbias, ddresidual, dy, *kept
+        )
+        dbias, dresidual = (*more, None, None)[:2]
+        if kept[1] is None:
+            dweight = None
+        return None, ddy, dx, dweight, None if kept[2] is None else dbias, dresidual, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dyt: Maybe, *along: Maybe) -> Any:
+        return BackwardTangent.apply(ctx.call, dyt, *along[:4], *ctx.saved_tensors)
+
+
+class Tangent(_Derivative):
+    """(call, directions of x, weight, bias and residual, kept) to y'."""
+
+    @staticmethod
+    def forward(call: Call, xt: Maybe, wt: Maybe, bt: Maybe, rt: Maybe, *kept: Any) -> Tensor:
+        yt = norm.batch_norm_tangent(xt, call.saved(kept), wt, bt, rt, reduce=call.reduce)
+        return cast(Tensor, yt)
+
+    @staticmethod
+    def backward(ctx: Any, g: Maybe) -> tuple[Maybe, ...]:
+        if g is None:
+            return (None,) * 11
+        call, along, kept = ctx.call, ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        of_directions: tuple[Maybe, ...] = (None,) * 4
+        of_inputs = of_directions
+        if any(ctx.needs_input_grad[1:5]):
+            of_directions = _four(call, Backward.apply(call, g, *kept))
+        if any(ctx.needs_input_grad[5:9]):
+            of_inputs = _four(call, BackwardTangent.apply(call, None, *along, g, *kept))
+        pairs = [*zip(of_directions, along, strict=True), *zip(of_inputs, kept, strict=False)]
+        return None, *(d if given is not None else None for d, given in pairs), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *given: Maybe) -> Maybe:
+        along, kept = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        moved, other = given[:4], given[4:8]
+        first = second = None
+        if _some(*moved):
+            first = Tangent.apply(ctx.call, *moved, *kept)
+        if _some(*other):
+            second = SecondTangent.apply(ctx.call, *along, *other, *kept)
+        return _plus(first, second)
+
+
+class _Last(_Derivative):
+    """A derivative of second order."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keeps nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Maybe) -> Any:
+        _no_third()
+
+    @staticmethod
+    def jvp(ctx: Any, *along: Maybe) -> Any:
+        _no_third()
+
+
+def _no_third() -> None:
+    raise RuntimeError(
+        "batch_norm: expected derivatives of at most second order, got a third derivative"
+    )
+
+
+class DoubleBackward(_Last):
+    """(call, ddx, ddweight, ddbias, ddresidual, dy, kept) to the gradients of dy and kept."""
+
+    @staticmethod
+    def forward(
+        call: Call, ddx: Maybe, ddw: Maybe, ddb: Maybe, ddr: Maybe, dy: Tensor, *kept: Any
+    ) -> tuple[Tensor, ...]:
+        _same_everywhere(call, ddw, kept[0])
+        return norm.batch_norm_double_backward(
+            ddx, ddw, ddb, dy, call.saved(kept), ddr, reduce=call.reduce
+        )
+
+
+class BackwardTangent(_Last):
+    """(call, dy', directions of x, weight, bias and residual, dy, kept) to those of `Backward`."""
+
+    @staticmethod
+    def forward(
+        call: Call, dyt: Maybe, xt: Maybe, wt: Maybe, bt: Maybe, rt: Maybe, dy: Tensor, *kept: Any
+    ) -> tuple[Tensor, ...]:
+        _same_everywhere(call, wt, kept[0])
+        return norm.batch_norm_backward_tangent(
+            dy, dyt, xt, call.saved(kept), wt, bt, rt, reduce=call.reduce
+        )
+
+
+class SecondTangent(_Last):
+    """(call, four directions, four others, kept) to the derivative of y along both."""
+
+    @staticmethod
+    def forward(call: Call, *given: Any) -> Tensor:
+        (xt, wt, bt, rt), (xu, wu, bu, ru), kept = given[:4], given[4:8], given[8:]
+        ytu = norm.batch_norm_second_tangent(
+            xt, xu, call.saved(kept), wt, bt, rt, wu, bu, ru, reduce=call.reduce
+        )
+        return cast(Tensor, ytu)
+
+
+def _four(call: Call, gradients: tuple[Maybe, ...]) -> tuple[Maybe, ...]:
+    """Gradients of x, weight, bias and residual, that of the residual being there or not."""
+    return gradients if call.has_residual else (*gradients[:3], None)
+
+
+def _forward_shared(
+    call: Call,
+    x: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    residual: Maybe,
+    running_mean: Maybe,
+    running_var: Maybe,
+    batches: Maybe,
+) -> tuple[Tensor, Saved]:
+    """`norm.batch_norm` with the statistics of all processes' batches."""
+    part = norm.batch_norm_statistics(x)
+    channels = x.shape[1]
+    own = torch.cat([part.mean.new_tensor([part.elements]), part.mean, part.m2])
+    everyone = [torch.empty_like(own) for _ in range(distributed.get_world_size(call.group))]
+    distributed.all_gather(everyone, own, group=call.group)
+    whole = norm.combine([(int(e[0]), e[1 : channels + 1], e[channels + 1 :]) for e in everyone])
+    call.elements = whole.elements
+    if whole.elements == 1:
+        raise ValueError(
+            expected("x", "more than 1 value per channel when training", "1 in all processes")
+        )
+    variance = whole.m2 / max(whole.elements, 1)
+    y, saved = norm.batch_norm_apply(
+        x, whole.mean, torch.rsqrt(variance + call.eps), weight, bias, call.activation, residual,
+        negative_slope=call.negative_slope, count=whole.elements,
+    )  # fmt: skip
+    if whole.elements > 1:
+        if batches is not None:
+            batches.add_(1)
+        if running_mean is not None and running_var is not None:
+            share = call.momentum
+            if share is None:
+                share = 1.0 / float(cast(Tensor, batches))
+            unbiased = whole.m2 / (whole.elements - 1)
+            for old, new in ((running_mean, whole.mean), (running_var, unbiased)):
+                old.copy_(old.double().lerp(new, share))
+    return y, saved
+
+
+def _same_everywhere(call: Call, weight_t: Maybe, x: Tensor) -> None:
+    """A direction of the weight is under the means over all processes: it must be one for all."""
+    if not call.shared:
+        return
+    own = x.new_zeros(x.shape[1], dtype=torch.float64)
+    if weight_t is not None:
+        own += weight_t
+    ends = torch.cat([own, -own])
+    distributed.all_reduce(ends, distributed.ReduceOp.MAX, group=call.group)
+    if not torch.equal(ends[: len(own)], -ends[len(own) :]):
+        raise ValueError(
+            expected("weight", "the same direction in all processes", "different ones")
+        )

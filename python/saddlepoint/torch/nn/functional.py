@@ -1,0 +1,100 @@
+"""``torch.nn.functional.batch_norm`` with the activation and the residual fused in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import expected
+from ...norm import Noise
+from .autograd import Call, Forward
+
+__all__ = ["batch_norm"]
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    ghost: int | None = None,
+    renorm: tuple[float, float] | None = None,
+    noise: Noise | None = None,
+    num_batches_tracked: Tensor | None = None,
+    process_group: Any = None,
+) -> Tensor:
+    """act(γ (x − mean)/√(var + eps) + β + residual) for each channel.
+
+    Parameters
+    ----------
+    input : (N, C, …) tensor
+        float32, float64, bfloat16 or float16; of any strides, and y has the same.
+    running_mean, running_var, weight, bias, training, momentum, eps
+        As in ``torch.nn.functional.batch_norm``.
+    activation : None, "relu", "leaky_relu", "gelu" or "tanh"
+    negative_slope : float
+        Of "leaky_relu".
+    residual : tensor like input, optional
+        Added before the activation. Of another dtype it is promoted, as by ``+``.
+    ghost, renorm, noise : optional
+        See `saddlepoint.norm.batch_norm`.
+    num_batches_tracked : tensor of no axes, optional
+        In training increased in place; ``momentum=None`` needs it.
+    process_group : optional
+        Of processes that share the statistics in training, ``torch.distributed.group.WORLD`` say;
+        their shares may be empty, and each must call.
+
+    Notes
+    -----
+    Differentiable twice in forward and reverse mode, in any composition, also by ``torch.func``;
+    a third derivative raises RuntimeError. Under ``torch.compile`` a call is an operator of the
+    graph, and a break in the graph with ``noise`` or a process group.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from saddlepoint.torch.nn.functional import batch_norm
+    >>> x = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
+    >>> batch_norm(x, None, None, training=True, eps=0.0, activation="relu")
+    tensor([[0.],
+            [1.]], dtype=torch.float64)
+    """
+    if residual is not None and residual.dtype != input.dtype:
+        dtype = torch.promote_types(input.dtype, residual.dtype)
+        input, residual = input.to(dtype), residual.to(dtype)
+    tensors = (input, weight, bias, residual, running_mean, running_var, num_batches_tracked)
+    how = (training, momentum, eps, activation, negative_slope, ghost, renorm)
+    if torch.compiler.is_compiling():
+        from . import compiled
+
+        if noise is None and process_group is None:
+            return compiled.batch_norm(*tensors, *how)
+        return compiled.uncompiled(_apply)(tensors, *how, noise, process_group)
+    return _apply(tensors, *how, noise, process_group)
+
+
+def _apply(tensors: tuple[Any, ...], *how: Any) -> Tensor:
+    """Through autograd's functions; ``how`` are the fields of `Call`."""
+    call = Call(*how)
+    call.has_residual = tensors[3] is not None
+    if call.shared:
+        refuse_variants(call)
+    y: Tensor = Forward.apply(call, *tensors)[0]
+    return y
+
+
+def refuse_variants(holder: Any) -> None:
+    """Of these, statistics over several processes are not defined here."""
+    for name in ("ghost", "renorm", "noise"):
+        if (value := getattr(holder, name)) is not None:
+            raise ValueError(expected(name, "None with a process group", repr(value)))
