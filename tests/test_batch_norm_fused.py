@@ -273,6 +273,50 @@ def test_tangents_and_second_order(
     assert len(actual) == (len(second) if activation in SMOOTH else 3)
 
 
+def mixed(
+    formula: Callable[..., torch.Tensor],
+    point: tuple[torch.Tensor, ...],
+    along: tuple[torch.Tensor, ...],
+    other: tuple[torch.Tensor, ...],
+) -> torch.Tensor:
+    """The derivative along one direction, and of that along another."""
+
+    def first(*p: torch.Tensor) -> torch.Tensor:
+        return torch.func.jvp(formula, p, along)[1]
+
+    return torch.func.jvp(first, point, other)[1]
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("training", [True, False], ids=["batch", "running"])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("tensor", TENSORS)
+def test_second_tangent(
+    rng: np.random.Generator, tensor: str, activation: str | None, training: bool, residual: bool
+) -> None:
+    c = make(rng, tensor, training, activation, residual)
+    saved = c.forward()[1]
+    point, along = tuple(p.detach() for p in c.point()), c.direction()
+    other = tuple(torch.from_numpy(rng.standard_normal(t.shape)) for t in along)
+    wanted = mixed(written_out(c), point, along, other)
+    xu, *parameters_u = (t.numpy() for t in other)
+    first = (c.weight_t, c.bias_t, c.residual_t)
+    second = (*parameters_u, None)[:3]
+    actual = norm.batch_norm_second_tangent(c.xt, xu, saved, *first, *second)
+    assert_close(actual, wanted)
+    assert_close(norm.batch_norm_second_tangent(xu, c.xt, saved, *second, *first), wanted)
+    # What is None is zero.
+    zero = tuple(np.zeros_like(a) if a is not None else None for a in first)
+    assert_close(
+        norm.batch_norm_second_tangent(c.xt, xu, saved, *first),
+        norm.batch_norm_second_tangent(c.xt, xu, saved, *first, *zero),
+    )
+    assert_close(
+        norm.batch_norm_second_tangent(None, xu, saved, None, None, None, *second),
+        norm.batch_norm_second_tangent(np.zeros_like(c.x), xu, saved, *zero, *second),
+    )
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("tensor", FEW)
 def test_absent_tangents_are_zero(rng: np.random.Generator, tensor: str, activation: str) -> None:
@@ -600,6 +644,11 @@ def test_second_order_of_variants(
     assert_close(norm.batch_norm_tangent(c.xt, saved, *given), tangent)
     tangents = torch.func.jvp(backward, (dy, *point), (dyt, *c.direction()))[1]
     assert_all_close(norm.batch_norm_backward_tangent(c.dy, c.dyt, c.xt, saved, *given), tangents)
+    other = tuple(torch.from_numpy(rng.standard_normal(t.shape)) for t in c.direction())
+    second = norm.batch_norm_second_tangent(
+        c.xt, other[0].numpy(), saved, *given, *(t.numpy() for t in other[1:])
+    )
+    assert_close(second, mixed(forward, point, c.direction(), other))
 
 
 def test_draws_of_noise(rng: np.random.Generator) -> None:
@@ -740,6 +789,13 @@ def test_parts_are_the_whole(
             dys[k], dyts[k], xts[k], saved[k], weight_t, bias_t, rts[k], reduce=add)),
         tangents,
     )  # fmt: skip
+    other = tuple(leaf(a).detach() for a in (dyt, bias_t, weight_t, dy))
+    assert_joined(
+        shared(lambda k, add: [norm.batch_norm_second_tangent(
+            xts[k], dyts[k], saved[k], weight_t, bias_t, rts[k], bias_t, weight_t, dys[k],
+            reduce=add)]),
+        [mixed(formula, fixed, along, other)],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -833,6 +889,7 @@ def test_same_bits_at_every_setting(
             norm.batch_norm_tangent(xt, saved, weight_t),
             *norm.batch_norm_backward_tangent(dy, xt, xt, saved, weight_t),
             *norm.batch_norm_double_backward(xt, weight_t, None, dy, saved),
+            norm.batch_norm_second_tangent(xt, dy, saved, weight_t, None, residual),
         ]  # fmt: skip
         return [a.contiguous().view(torch.uint8).numpy().tobytes() for a in results]
 

@@ -635,6 +635,24 @@ void bind(py::module_& m) {
               call.go([&](const Stream& s) { tangent(s, call.layer, parts, along, yt); });
           });
 
+    m.def("batch_norm_second_tangent", [=](const py::tuple& layer, const py::tuple& parts_,
+                                           const py::object& x, const py::object& weight,
+                                           const py::object& bias, const py::object& residual,
+                                           const py::object& x2, const py::object& weight2,
+                                           const py::object& bias2, const py::object& residual2,
+                                           const py::object& ytt_) {
+        Call call = call_of_saved(layer);
+        const Parts parts = parts_of(call, parts_, second_tangent_sums);
+        const Direction along = direction(call, x, weight, bias, residual);
+        const Direction other{call.input(x2, "x_tangent2"),
+                              call.input(residual2, "residual_tangent2"),
+                              call.values(weight2, "weight_tangent2", Access::read),
+                              call.values(bias2, "bias_tangent2", Access::read)};
+        void* const ytt = call.output(ytt_, "y_tangent2");
+        call.check(false);
+        call.go([&](const Stream& s) { second_tangent(s, call.layer, parts, along, other, ytt); });
+    });
+
     m.def("batch_norm_second",
           [=](const py::tuple& layer, const py::tuple& parts_, const py::object& x,
               const py::object& weight, const py::object& bias, const py::object& residual,

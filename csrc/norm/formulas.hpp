@@ -166,6 +166,8 @@ struct Setting {
 };
 
 enum Place { X = 0, DY = 1, XT = 2, DYT = 3, RES = 4, REST = 5, inputs = 6 };
+// The second direction, where there are two.
+constexpr int XU = DY, RESU = DYT;
 
 // The first coefficients are the same in all: z = (x - mean) scale + offset + residual.
 enum : int { MEAN, SCALE, OFFSET, own };
@@ -255,9 +257,9 @@ struct TangentSums {
 };
 
 // z' = c x' + c (x - mean) + c + residual'
-template <class V>
+template <int Along = XT, int Residual = REST, class V>
 SP_HD V argument_tangent(const V* in, const V* c, const V* own_c) {
-    return own_c[0] * in[XT] + (own_c[1] * (in[X] - c[MEAN]) + own_c[2]) + in[REST];
+    return own_c[0] * in[Along] + (own_c[1] * (in[X] - c[MEAN]) + own_c[2]) + in[Residual];
 }
 
 template <class A>
@@ -344,6 +346,45 @@ struct Second {
         out[0] = e[0] * dz + e[1] * dzt + (e[2] * in[XT] + (e[3] * (in[X] - c[MEAN]) + e[4]));
         out[1] = dzt;
         out[2] = A::times_slope(gate, zt, setting.slope);
+    }
+};
+
+// (x', h x', x*, h x*, x' x*)
+struct SecondTangentSums {
+    static constexpr unsigned reads = 1u << X | 1u << XT | 1u << XU;
+    static constexpr int coefficients = LOW + 1, sums = 5;
+    static constexpr bool smooth = false;
+    Setting setting;
+    template <class V>
+    SP_HD void operator()(const V* in, const V* c, V* term, V&) const {
+        const V h = normalized(in, c);
+        term[0] = in[XT];
+        term[1] = in[XT] * h;
+        term[2] = in[XU];
+        term[3] = in[XU] * h;
+        term[4] = in[XT] * in[XU];
+    }
+};
+
+// y'* = act'(z) z'* + act''(z) z' z*, with z'* = c x' + c x* + c (x - mean) + c
+template <class A>
+struct SecondTangent {
+    static constexpr bool streams = false;
+    static constexpr unsigned reads =
+        1u << X | 1u << XT | 1u << XU | 1u << RES | 1u << REST | 1u << RESU;
+    static constexpr int coefficients = own + 10, outputs = 1;
+    Setting setting;
+    template <class V>
+    SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
+        if (!setting.gated) gate = argument(in, c);
+        const V* const e = c + own + 6;
+        const V ztt = e[0] * in[XT] + e[1] * in[XU] + (e[2] * (in[X] - c[MEAN]) + e[3]);
+        out[0] = A::times_slope(gate, ztt, setting.slope);
+        if constexpr (!A::piecewise_linear) {
+            const V zt = argument_tangent(in, c, c + own);
+            const V zu = argument_tangent<XU, RESU>(in, c, c + own + 3);
+            out[0] = out[0] + A::curvature(gate) * zt * zu;
+        }
     }
 };
 

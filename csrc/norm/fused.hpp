@@ -1,5 +1,5 @@
 // Batch normalization of whole tensors with its activation and residual: forward, backward,
-// tangent and the tangent of the backward pass, for any layout and dtype.
+// tangent, the tangent of the backward pass and of the tangent, for any layout and dtype.
 //
 // A tensor is (outer, channels, inner) in memory: NCHW has the images outside and the pixels
 // inside, NHWC and (N, C) have inner = 1. The formulas of an element are in norm/formulas.hpp.
@@ -17,16 +17,39 @@ namespace normalization {
 struct Values {
     void* data = nullptr;
     Dtype dtype = Dtype::f32;
-    double get(index c, double otherwise) const;
-    void set(index c, double value) const;
+
+    SP_HD double get(index c, double otherwise) const {
+        if (data == nullptr) return otherwise;
+        switch (dtype) {
+            case Dtype::f32: return double(static_cast<const float*>(data)[c]);
+            case Dtype::f64: return static_cast<const double*>(data)[c];
+            case Dtype::bf16: return double(widen(static_cast<const bfloat16*>(data)[c]));
+            default: return double(widen(static_cast<const float16*>(data)[c]));
+        }
+    }
+    SP_HD void set(index c, double x) const {
+        if (data == nullptr) return;
+        switch (dtype) {
+            case Dtype::f32: static_cast<float*>(data)[c] = float(x); break;
+            case Dtype::f64: static_cast<double*>(data)[c] = x; break;
+            case Dtype::bf16: static_cast<bfloat16*>(data)[c] = rounded<bfloat16>(float(x)); break;
+            default: static_cast<float16*>(data)[c] = rounded<float16>(float(x));
+        }
+    }
 };
 
 struct Shape {
     index outer, channels, inner;
     index group;  // of the outer units, how many have statistics of their own; at least 1
     Dtype dtype;
-    index groups() const { return outer == 0 ? 1 : (outer + group - 1) / group; }
-    index size() const { return outer * channels * inner; }
+    SP_HD index groups() const { return outer == 0 ? 1 : (outer + group - 1) / group; }
+    SP_HD index size() const { return outer * channels * inner; }
+    SP_HD index outer_of(index g) const {
+        const index left = outer - g * group;
+        return left < group ? left : group;
+    }
+    // Elements of each channel that share statistics.
+    SP_HD index count_of(index g) const { return outer_of(g) * inner; }
 };
 
 // Rows of the statistics, each (groups, channels). An array has the first two, or all.
@@ -79,7 +102,7 @@ struct Parts {
 };
 
 // (sum dz, sum dz h)
-constexpr int backward_sums = 2, tangent_sums = 2, second_sums = 7;
+constexpr int backward_sums = 2, tangent_sums = 2, second_sums = 7, second_tangent_sums = 5;
 void backward(const Stream& stream, const Layer& layer, const Parts& parts, const void* dy,
               void* dx, void* dresidual, const Values& dweight, const Values& dbias);
 
@@ -99,6 +122,11 @@ void tangent(const Stream& stream, const Layer& layer, const Parts& parts, const
 void second(const Stream& stream, const Layer& layer, const Parts& parts, const Direction& along,
             const void* dy, const void* dyt, void* dxt, void* dresidual_t, void* yt,
             const Values& dweight_t, const Values& dbias_t);
+
+// The second derivative of y along two directions.
+// (sum x', sum x' h, sum x*, sum x* h, sum x' x*), x* being the other one's
+void second_tangent(const Stream& stream, const Layer& layer, const Parts& parts,
+                    const Direction& along, const Direction& other, void* ytt);
 
 }  // namespace normalization
 

@@ -1,5 +1,5 @@
 // One pass over memory of one function of norm/formulas.hpp: the contract between the driver
-// (fused.cpp) and the loops, which are compiled once for each instruction set.
+// (runner.cpp) and the loops, which are compiled once for each instruction set.
 #pragma once
 
 #include "core/dtype.hpp"
@@ -27,9 +27,10 @@ struct Runs {
 // Coefficients and sums of rows are tables: number k of element i at [k * row_stride + i]. A stride
 // of whole pages would make the numbers of an element compete for the same cache sets.
 constexpr index row_tile = 1024, row_stride = row_tile + 48;
-constexpr int most_sums = 7, most_coefficients = 11;
+constexpr int most_sums = 7, most_coefficients = 13;
 
 enum class Work : std::uint8_t {
+    recall,  // no pass: the statistics are the running ones
     moments,
     forward,
     backward_sums,
@@ -38,8 +39,39 @@ enum class Work : std::uint8_t {
     tangent,
     second_sums,
     more_second_sums,
-    second
+    second,
+    second_tangent_sums,
+    second_tangent
 };
+// How many coefficients a pass takes, and how many sums it gives; none where it maps.
+constexpr int coefficients_of(Work work) {
+    switch (work) {
+        case Work::recall: return 0;
+        case Work::moments: return Moments::coefficients;
+        case Work::forward: return Forward<None>::coefficients;
+        case Work::backward_sums: return BackwardSums<None>::coefficients;
+        case Work::backward: return Backward<None>::coefficients;
+        case Work::tangent_sums: return TangentSums::coefficients;
+        case Work::tangent: return Tangent<None>::coefficients;
+        case Work::second_sums: return SecondSums<None>::coefficients;
+        case Work::more_second_sums: return MoreSecondSums<GELU>::coefficients;
+        case Work::second: return Second<None>::coefficients;
+        case Work::second_tangent_sums: return SecondTangentSums::coefficients;
+        default: return SecondTangent<None>::coefficients;
+    }
+}
+constexpr int sums_of(Work work, Activation a) {
+    switch (work) {
+        case Work::moments: return Moments::sums;
+        case Work::backward_sums: return BackwardSums<None>::sums;
+        case Work::tangent_sums: return TangentSums::sums;
+        case Work::second_sums:
+            return piecewise_linear(a) ? SecondSums<None>::sums : SecondSums<GELU>::sums;
+        case Work::more_second_sums: return MoreSecondSums<GELU>::sums;
+        case Work::second_tangent_sums: return SecondTangentSums::sums;
+        default: return 0;
+    }
+}
 
 // An array that is null reads as zeros, or is not written.
 struct Sweep {

@@ -1,4 +1,4 @@
-// Tangents, of the forward and of the backward pass.
+// Tangents, of the forward pass, of the backward pass and of the tangent.
 #include "norm/sweep_cpu.hpp"
 
 SP_BEGIN
@@ -27,6 +27,9 @@ void norm_sum_second(const Sweep& sweep, const Runs& runs, const double* one, co
     if (sweep.work == Work::tangent_sums) {
         return sum_one<TangentSums>(sweep, runs, one, each, sums);
     }
+    if (sweep.work == Work::second_tangent_sums) {
+        return sum_one<SecondTangentSums>(sweep, runs, one, each, sums);
+    }
     with_kind(sweep, [&](const Sweep& s, auto activation) {
         using A = decltype(activation);
         if constexpr (!A::piecewise_linear) {
@@ -42,6 +45,7 @@ void norm_map_second(const Sweep& sweep, const Runs& runs, const double* one, co
     with_kind(sweep, [&](const Sweep& s, auto activation) {
         using A = decltype(activation);
         if (s.work == Work::tangent) return map_one<Tangent<A>>(s, runs, one, each);
+        if (s.work == Work::second_tangent) return map_one<SecondTangent<A>>(s, runs, one, each);
         return map_one<Second<A>>(s, runs, one, each);
     });
 }

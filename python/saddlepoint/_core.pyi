@@ -191,6 +191,19 @@ def batch_norm_tangent(
     residual_tangent: Any,
     y_tangent: Any,
 ) -> None: ...
+def batch_norm_second_tangent(
+    layer: tuple[Any, ...],
+    parts: tuple[Any, float, int],
+    x_tangent: Any,
+    weight_tangent: Any,
+    bias_tangent: Any,
+    residual_tangent: Any,
+    x_tangent2: Any,
+    weight_tangent2: Any,
+    bias_tangent2: Any,
+    residual_tangent2: Any,
+    y_tangent2: Any,
+) -> None: ...
 def batch_norm_second(
     layer: tuple[Any, ...],
     parts: tuple[Any, float, int],

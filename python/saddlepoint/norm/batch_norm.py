@@ -27,6 +27,7 @@ __all__ = [
     "batch_norm_backward_reduce",
     "batch_norm_backward_tangent",
     "batch_norm_double_backward",
+    "batch_norm_second_tangent",
     "batch_norm_statistics",
     "batch_norm_tangent",
     "combine",
@@ -438,6 +439,54 @@ def batch_norm_tangent(
         reduce(sums)
         function(layer, (sums, weighs, _APPLY), *along, yt)
     return yt
+
+
+def batch_norm_second_tangent(
+    x_tangent: ArrayLike | None,
+    x_tangent2: ArrayLike | None,
+    saved: Saved,
+    weight_tangent: ArrayLike | None = None,
+    bias_tangent: ArrayLike | None = None,
+    residual_tangent: ArrayLike | None = None,
+    weight_tangent2: ArrayLike | None = None,
+    bias_tangent2: ArrayLike | None = None,
+    residual_tangent2: ArrayLike | None = None,
+    *,
+    reduce: Reduce | None = None,
+) -> ArrayLike:
+    """The derivative of `batch_norm_tangent` along a second direction: forward over forward.
+
+    Parameters
+    ----------
+    x_tangent, weight_tangent, bias_tangent, residual_tangent : array, optional
+        The first direction; what is None is zero.
+    x_tangent2, weight_tangent2, bias_tangent2, residual_tangent2 : array, optional
+        The second one.
+    saved : Saved
+    reduce : callable, optional
+        As in `batch_norm_backward`, for the sums (5, 1, C) of v, h v, u, h u and v u, with v and u
+        the directions of x.
+
+    Returns
+    -------
+    array like y
+        Symmetric in the two directions.
+    """
+    result = dense_like(saved.x)
+    function, layer = _module(saved.x).batch_norm_second_tangent, saved._layer
+    weighs = saved._weighs
+    along = (
+        x_tangent, weight_tangent, bias_tangent, residual_tangent,
+        x_tangent2, weight_tangent2, bias_tangent2, residual_tangent2,
+    )  # fmt: skip
+    if reduce is None:
+        function(layer, (None, weighs, _ALL), *along, result)
+    else:
+        sums = double_table(saved.x, 5, saved._groups, saved._channels)
+        function(layer, (sums, weighs, _SUMS), *along, None)
+        reduce(sums)
+        function(layer, (sums, weighs, _APPLY), *along, result)
+    return result
 
 
 def _second(
