@@ -80,14 +80,15 @@ class Tuned:
     def _ask(self, *order: Any) -> Any:
         if self._pipe is None:
             context = multiprocessing.get_context("spawn")  # OpenMP's teams do not survive a fork
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            self._process.start()
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
             theirs.close()
+            self._pipe, self._process = ours, process
         try:
             self._pipe.send(order)
             return self._pipe.recv()
-        except (EOFError, BrokenPipeError):
+        except (EOFError, OSError):
             raise RuntimeError(
                 f"{LIBRARY}: expected an answer to {order[0]!r}, got the end of its process"
             ) from None
@@ -118,6 +119,7 @@ def _serve(pipe: Connection) -> None:
             pipe.send(units)
         elif order == "call":
             result = None
+            call()  # while the other process falls asleep
             before = resource.getrusage(resource.RUSAGE_SELF)
             began = time.perf_counter()
             for _ in range(units - 1):
