@@ -8,8 +8,8 @@ import importlib
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,10 @@ def run(name: str, options: Any) -> dict[str, Any]:
     from .table import lines
 
     bench = importlib.import_module(f".bench_{name}", __package__)
-    clock = getattr(bench, "CLOCK", time.perf_counter)  # a bench may leave out what it prepares
-    meter = Meter(clock, synchronize=peers.synchronizer(options.device))
+    meter = replace(
+        getattr(bench, "METER", Meter()),  # a bench may leave out what it prepares
+        synchronize=peers.synchronizer(options.device),
+    )
     cases = []
     for case in bench.cases(options):
         cases.append(measure(case, meter))

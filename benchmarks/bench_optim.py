@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from saddlepoint import Vector, optim, vector
 
 from . import peers
-from .runner import Bar, Case, Contestant, Floor, Options, Roof
+from .runner import Bar, Case, Clock, Contestant, Floor, Meter, Options, Roof
 
 TITLE = "Optimizers"
 
@@ -45,25 +45,8 @@ PIPELINE_TOLERANCE = 5e-3
 LOW_TOLERANCE = 0.1
 
 
-class Clock:
-    """Seconds of work; what is left out does not count."""
-
-    def __init__(self) -> None:
-        self._left_out = 0.0
-
-    def __call__(self) -> float:
-        return time.perf_counter() - self._left_out
-
-    def leave_out(self, work: Callable[[], None], wait: Callable[[], None]) -> None:
-        """Do ``work``, after all that was queued before it."""
-        wait()
-        began = time.perf_counter()
-        work()
-        wait()
-        self._left_out += time.perf_counter() - began
-
-
 CLOCK = Clock()
+METER = Meter(CLOCK)
 
 
 @dataclass(frozen=True)
@@ -250,7 +233,7 @@ class _Work:
     def compiled(self, rule: Rule) -> Contestant | str:
         """``torch.compile`` of the step, back at its beginning; or why there is none."""
         torch = self.torch
-        first = _first_compilation(torch)
+        first = first_compilation(torch)
         if isinstance(first, str):
             return first
         torch._dynamo.reset()  # the last one's tensors go
@@ -284,7 +267,7 @@ ROOFS = ("in place, torch", "copy, torch")
 
 
 @cache
-def _first_compilation(torch: Any) -> float | str:
+def first_compilation(torch: Any) -> float | str:
     """Seconds of a trivial function's, in an empty cache that goes with the process."""
     folder = tempfile.mkdtemp(prefix="saddlepoint-benchmarks-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -365,7 +348,7 @@ def _one(torch: Any, rule: Rule, n: int, options: Options) -> Case:
             absent[COMPILED] = compiled
         else:
             contestants.append(compiled)
-            more["first_compilation_seconds"] = _first_compilation(torch)
+            more["first_compilation_seconds"] = first_compilation(torch)
     if rule in NEVER_FUSED:
         faster = 8.0 if rule.name == "Rprop" and options.device == "cpu" else 2.0
         bars = [Bar("torch", faster), Bar(COMPILED, 0.95)]

@@ -44,10 +44,13 @@ def place(x: NDArray[Any], device: str) -> Any:
 
 
 def host(x: Any) -> NDArray[Any]:
-    """A copy on the host of anybody's array."""
+    """A copy on the host of anybody's array; 16 bits become float32 (NumPy has no bfloat16)."""
     if isinstance(x, sp.Vector | np.ndarray):
         return gather(x)
-    return np.array(x.detach().cpu() if hasattr(x, "detach") else x)
+    if hasattr(x, "detach"):
+        tensor = x.detach().cpu()
+        x = (tensor.float() if tensor.element_size() == 2 else tensor).numpy()
+    return np.array(x)
 
 
 def synchronizer(device: str) -> Callable[[], None]:

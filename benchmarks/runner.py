@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bar", "Case", "Contestant", "Floor", "Meter", "Options", "Roof", "measure"]
+__all__ = ["Bar", "Case", "Clock", "Contestant", "Floor", "Meter", "Options", "Roof", "measure"]
 
 BLOCK = 0.005  # seconds that a timed block takes at least
 REST = 0.01  # seconds until libgomp's idle threads have stopped spinning
@@ -102,6 +102,30 @@ class Case:
     absent: dict[str, str] = field(default_factory=dict)
     tolerance: float = 1e-4  # of max|difference| / max|ours|
     budget: float = 60.0  # seconds, shared out equally
+
+
+class Clock:
+    """Seconds of work; what is left out does not count."""
+
+    def __init__(self) -> None:
+        self._left_out = 0.0
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self._left_out
+
+    def leave_out(self, work: Callable[[], None], wait: Callable[[], None]) -> None:
+        """Do ``work``, after all that was queued before it."""
+        wait()
+        began = time.perf_counter()
+        work()
+        wait()
+        self._left_out += time.perf_counter() - began
+
+    def instead(self, work: Callable[[], float]) -> None:
+        """Do ``work`` and count the seconds that it returns, not those that pass here."""
+        began = time.perf_counter()
+        seconds = work()
+        self._left_out += time.perf_counter() - began - seconds
 
 
 def _interruptions() -> int:

@@ -17,6 +17,8 @@ BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 OURS = "saddlepoint"
 NEVER = "never run on a GPU"
 LIBRARIES = {"torch": "PyTorch", "torch.compile": "torch.compile", "jax": "JAX"}
+# Benches with one of these have a table of ratios alone, with a column for each way of a peer.
+WAYS = ("tuned malloc", "channels-last", "cuDNN", "native")
 
 
 def seconds(t: float) -> str:
@@ -70,9 +72,43 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
                 what = f" ({', '.join(missing)})" if of_device else ""
                 parts.append(f"CUDA{what}: {NEVER}.")
         if of_device:
-            parts.insert(2 * (device == "cuda"), _rows(of_device))
+            parts.insert(2 * (device == "cuda"), _tables(of_device))
             parts.insert(1 + 2 * (device == "cuda"), "\n".join(_about(of_device)))
     return "\n\n".join(parts)
+
+
+def _tables(reports: Sequence[dict[str, Any]]) -> str:
+    by_way = [r for r in reports if any(_of(c, way) for c in r["cases"] for way in WAYS)]
+    others = [r for r in reports if r not in by_way]
+    return "\n\n".join(([_rows(others)] if others else []) + [_ratios(r) for r in by_way])
+
+
+def _ratios(report: dict[str, Any]) -> str:
+    """A column for each way of the peers, with the bar where it is not 1."""
+    cases = report["cases"]
+    columns = [x for x in ("torch", *WAYS, "torch.compile") if any(_of(c, x) for c in cases)]
+    heads = [OURS, *(f"× {LIBRARIES.get(x, x)}" for x in columns), "floor"]
+    rows = [f"| | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
+    for case in cases:
+        best = min(_of(case, OURS), key=_median)
+        ratios = [_ratio(case, best["name"], library) for library in columns]
+        cells = [case["case"], seconds(_median(best)), *ratios, _share(case, best["name"])]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _ratio(case: dict[str, Any], ours: str, library: str) -> str:
+    if library not in case["ratios"][ours]:
+        return str(case["absent"].get(library, "–"))
+    ratio = case["ratios"][ours][library]
+    about = [
+        f"{'' if bar['met'] else 'not '}≥ {bar['at_least']:g}"
+        for bar in case["bars"]
+        if bar["peer"] == library and bar["at_least"] != 1.0
+    ]
+    if library == "torch.compile":
+        about += [c["note"] for c in _of(case, library) if "note" in c]
+    return f"**{ratio['ratio']:.2f}×**" + (f" ({', '.join(about)})" if about else "")
 
 
 def _rows(reports: Sequence[dict[str, Any]]) -> str:

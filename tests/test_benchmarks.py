@@ -19,11 +19,12 @@ import pytest
 import torch
 
 import saddlepoint.torch.optim as torch_optim
+from saddlepoint import norm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the benches are no part of the package
 
-from benchmarks import bench_optim, peers, runner, table  # noqa: E402
+from benchmarks import bench_batch_norm, bench_optim, peers, runner, table, tuned  # noqa: E402
 from benchmarks.__main__ import NAMES, main  # noqa: E402
 from benchmarks.runner import Bar, Case, Contestant, Floor, Meter, Options, Roof  # noqa: E402
 
@@ -230,7 +231,7 @@ def test_optimizers_do_what_their_peers_do(monkeypatch: pytest.MonkeyPatch) -> N
     shortest(monkeypatch)
     reports = []
     for case in bench_optim.cases(Options(quick=True)):
-        report = runner.measure(case, Meter(bench_optim.CLOCK))
+        report = runner.measure(case, bench_optim.METER)
         assert not report["absent"]
         libraries = [c["library"] for c in report["contestants"]]
         assert {"saddlepoint", "torch"} == set(libraries)
@@ -269,7 +270,7 @@ def test_optimizers_that_differ_are_found(wrong: str, monkeypatch: pytest.Monkey
         monkeypatch.setattr(torch_optim, "AdamW", other)
         case = bench_optim._pipeline(torch, [(1000,), (7, 11)], "two tensors", 1.0, options)
     with pytest.raises(RuntimeError, match=r"torch .*: expected the same result within"):
-        runner.measure(case, Meter(bench_optim.CLOCK))
+        runner.measure(case, bench_optim.METER)
 
 
 def test_floors_of_optimizers() -> None:
@@ -288,8 +289,104 @@ def test_resnet50_has_the_tensors_that_it_has() -> None:
     assert shapes[-2:] == [(1000, 2048), (1000,)]
 
 
+def test_batch_norms_do_what_their_peers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case and way, compilation aside: `measure` raises where they differ."""
+    shortest(monkeypatch)
+    reports = []
+    for case in bench_batch_norm.cases(Options(quick=True)):
+        report = runner.measure(case, bench_batch_norm.METER)
+        images = len(report["parameters"]["shape"]) > 2
+        contiguous = report["parameters"]["memory"] == "contiguous"
+        wanted = {"saddlepoint", "torch", "tuned malloc"}
+        wanted |= {"channels-last"} if images and contiguous else set()
+        assert {c["library"] for c in report["contestants"]} == wanted
+        # Ours is the reference; all others were held against it.
+        assert all("deviation" in c for c in report["contestants"][1:])
+        assert all("saddlepoint" in floor["share"] for floor in report["floors"])
+        reports.append(report)
+    assert len({report["case"] for report in reports}) == len(reports) == 16
+    bars = [b["at_least"] for report in reports for b in report["bars"] if b["peer"] == "torch"]
+    assert bars == [5.0, 6.0, 6.0, 1.5, 2.0, 5.0, 1.0, 1.5, 1.5, 1.5, 1.8, 1.8, 4.0]
+
+
+@pytest.mark.parametrize("direction", bench_batch_norm.MOVED)
+@pytest.mark.parametrize("last", [False, True])
+def test_batch_norms_that_differ_are_found(
+    direction: str, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours with another epsilon, beside each of PyTorch's ways."""
+    shortest(monkeypatch)
+    right = norm.batch_norm
+
+    def wrong(*arguments: Any, **more: Any) -> Any:
+        return right(*arguments[:7], 1e-3, *arguments[8:], **more)
+
+    monkeypatch.setattr(norm, "batch_norm", wrong)
+    with bench_batch_norm.PROCESS:
+        options = Options(quick=True)
+        case = bench_batch_norm._case(torch, small(direction, last=last), None, options)
+        ours, *others = case.contestants
+        for theirs in others:
+            pair = replace(case, contestants=[ours, theirs])
+            with pytest.raises(RuntimeError, match=f"{theirs.name}: expected the same result"):
+                runner.measure(pair, bench_batch_norm.METER)
+
+
+def small(direction: str, **more: Any) -> bench_batch_norm.Work:
+    return bench_batch_norm.Work(direction, (4, 3, 5, 5), **more)
+
+
+def test_floors_of_batch_norm() -> None:
+    """Bytes an element, with what is read again in cache and from memory."""
+    bytes_ = {
+        small("forward", activation="relu"): (8, 12),
+        small("forward", activation="relu", residual=True): (12, 16),
+        small("backward"): (12, 20),
+        small("double backward"): (20, 32),
+        small("forward", dtype="bfloat16"): (4, 6),
+    }
+    for work, wanted in bytes_.items():
+        assert [floor.amount / work.n for floor in work.floors()] == list(wanted)
+
+
+def test_a_tuned_malloc_keeps_its_pages() -> None:
+    """51 MB, which here are mapped anew at each call, in pages of 4 KiB or 2 MiB."""
+    work = bench_batch_norm.Work("forward", (16, 256, 56, 56))
+    call, _ = bench_batch_norm._leanest_way(work, "cpu")
+    with tuned.Tuned(runner.Clock()) as process:
+        there = process.contestant("tuned", bench_batch_norm._leanest_way, work, "cpu")
+        faults = []
+        for act in (call, there.call):
+            act()
+            before = process.page_faults()
+            act()
+            faults.append(process.page_faults() - before)
+    assert faults[0] >= 4 * work.n // 2**21
+    assert faults[1] < faults[0] / 10
+
+
+def test_seconds_of_another_process_stand_for_ours() -> None:
+    clock = runner.Clock()
+    began = clock()
+
+    def work() -> float:
+        time.sleep(0.2)
+        return 30.0
+
+    clock.instead(work)
+    assert 30.0 <= clock() - began < 30.1
+
+
+def test_a_process_that_ends_is_told() -> None:
+    with (
+        tuned.Tuned(runner.Clock()) as process,
+        pytest.raises(RuntimeError, match="expected an answer to 'make', got the end"),
+    ):
+        process.contestant("tuned", os._exit, 1)
+
+
 def test_what_is_left_out_does_not_count() -> None:
-    clock, waited = bench_optim.Clock(), []
+    clock, waited = runner.Clock(), []
     began = clock()
     clock.leave_out(lambda: time.sleep(0.2), lambda: waited.append(time.perf_counter()))
     assert clock() - began < 0.1
@@ -383,6 +480,33 @@ def test_table_has_a_column_for_what_was_compiled() -> None:
     assert "| 20 ms (**2.00×**; theirs) | 40 ms (**4.00×**; compiled in 1.5 s) | – | – |" in text
     assert "| work | 10 ms | 20 ms (**2.00×**; theirs) | – | not installed | 50% |" in text
     assert "bar 5.0 x torch.compile: 4.00, MISSED" in "\n".join(table.lines(report["cases"][1]))
+
+
+def test_table_of_ratios_has_a_column_for_each_way() -> None:
+    machine = Machine()
+
+    def way(library: str, seconds: float, note: str = "") -> Contestant:
+        return Contestant(library, library, machine.work(seconds), note=note)
+
+    contestants = [
+        ours(machine.work(0.01)),
+        theirs(machine.work(0.04)),
+        way("tuned malloc", 0.03),
+        way("channels-last", 0.005),
+        way("torch.compile", 0.02, "compiled in 1.5 s"),
+    ]
+    bars = [Bar("torch", 3.0), Bar("tuned malloc", 5.0), Bar("channels-last", 1.0)]
+    report = report_of()
+    case = Case("forward", {}, contestants, bars=bars, budget=0.5)
+    other = Case("backward", {}, contestants[:2], absent={"torch.compile": "none"}, budget=0.5)
+    report["cases"] = [runner.measure(c, machine.meter()) for c in (case, other)]
+    text = table.table([report_of(), report])
+    heads = "× PyTorch | × tuned malloc | × channels-last | × torch.compile | floor |\n"
+    assert f"\n\n| | saddlepoint | {heads}" in text
+    cells = "**4.00×** (≥ 3) | **3.00×** (not ≥ 5) | **0.50×** | **2.00×** (compiled in 1.5 s) | –"
+    assert f"\n| forward | 10 ms | {cells} |" in text
+    assert "\n| backward | 10 ms | **4.00×** | – | – | none | – |" in text
+    assert "| work | 10 ms | 20 ms (**2.00×**; theirs) | not installed | 50% |" in text
 
 
 def test_shares_that_were_wanted_are_told() -> None:
