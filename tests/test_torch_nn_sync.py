@@ -241,10 +241,9 @@ class Answers:
         self.told = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
     def __call__(self, case: str, name: str) -> list[Any]:
-        for rank, told in enumerate(self.told):
-            if case not in told:
-                failed = told["failed"]
-                pytest.fail(f"process {rank} failed in {failed['case']}:\n{failed['text']}")
+        if any(case not in told for told in self.told):
+            failed = [told["failed"] for told in self.told if "failed" in told]
+            pytest.fail("\n".join(f"{f['case']}: {f['text']}" for f in failed))
         return [told[case][name] for told in self.told if name in told[case]]
 
     def whole(self, case: str, name: str) -> Tensor:
