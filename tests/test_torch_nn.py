@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, func, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -1454,7 +1455,7 @@ class TestCompile:
 
     def test_dynamic_shapes(self, rng: np.random.Generator, backend: str) -> None:
         """Compiled once for all batch sizes."""
-        counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+        counter = CompileCounterWithBackend(backend)
         run = torch.compile(
             (model := small_network()[:4]), backend=counter, fullgraph=True, dynamic=True
         )
