@@ -1463,8 +1463,10 @@ class TestCompile:
         for n in (4, 6, 9):
             x = normal(rng, n, 2, 7, 7)
             assert_near(run(x), other(x))
+            if n == 4:
+                frames = counter.frame_count
         assert_near(list(model.buffers()), list(other.buffers()))
-        assert counter.frame_count == 1
+        assert counter.frame_count == frames > 0
 
     def test_residual_and_channels_last(self, rng: np.random.Generator, backend: str) -> None:
         mine, _ = blocks()
