@@ -435,11 +435,12 @@ class Call {
     }
 
     void track(const Seen& a, const char* name, bool written) {
+        const index width = a.other_dtype == "uint8" ? 1 : bytes_of(a.dtype);
         const auto* begin = static_cast<const char*>(a.data);
-        const char* end = begin + bytes_of(a.dtype);
+        const char* end = begin + width;
         if (a.size() == 0) return;
         for (int i = 0; i < a.axes; ++i) {
-            const index reach = a.strides[i] * (a.shape[i] - 1) * bytes_of(a.dtype);
+            const index reach = a.strides[i] * (a.shape[i] - 1) * width;
             (reach < 0 ? begin : end) += reach;
         }
         pieces_.push_back({begin, end, name, written});

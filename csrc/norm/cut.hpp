@@ -77,7 +77,7 @@ class Cut {
                 width,
                 width,
                 (g * group + s * each) * shape.channels,
-                g * group_bits() + s * each / wide * bits,
+                g * bits_of_rows(group) + s * each / wide * bits,
                 bits};
     }
     Runs rest(index g, index s) const {
@@ -86,11 +86,17 @@ class Cut {
                 shape.channels,
                 shape.channels,
                 (g * group + s * each + done) * shape.channels,
-                g * group_bits() + (s * each + done) / wide * bits,
+                g * bits_of_rows(group) + (s * each + done) / wide * bits,
                 bits_of_run(shape.channels)};
     }
-    index group_bits() const {
-        return group / wide * bits_of_run(width) + group % wide * bits_of_run(shape.channels);
+    // Bytes of the gate's bits: of n rows, and of all.
+    index bits_of_rows(index n) const {
+        return n / wide * bits_of_run(width) + n % wide * bits_of_run(shape.channels);
+    }
+    index gate_bytes() const {
+        if (!rows) return shape.outer * shape.channels * bits_of_run(shape.inner);
+        const index last = groups() - 1;
+        return last * bits_of_rows(group) + bits_of_rows(shape.outer_of(last));
     }
 
    private:

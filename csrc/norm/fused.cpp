@@ -56,11 +56,7 @@ struct Derivative {
 
 }  // namespace
 
-index gate_bytes(const Shape& shape) {
-    const Cut cut(shape);
-    if (cut.rows) return cut.groups() * cut.group_bits();
-    return shape.outer * shape.channels * bits_of_run(shape.inner);
-}
+index gate_bytes(const Shape& shape) { return Cut(shape).gate_bytes(); }
 
 void forward(const Stream& stream, const Layer& layer, const Origin& how, void* y,
              std::uint8_t* new_gate) {

@@ -186,7 +186,8 @@ def _axis(layout: str, x: ArrayLike) -> int:
     return axis if axis > 0 else axes - 1
 
 
-def _check_activation(activation: str | None) -> None:
+def check_activation(activation: str | None) -> None:
+    """Raise ValueError for a name that is none."""
     if activation not in _ACTIVATIONS:
         names = ", ".join(repr(a) for a in _ACTIVATIONS if a)
         raise ValueError(expected("activation", f"None, {names}", repr(activation)))
@@ -299,7 +300,7 @@ def batch_norm(
     >>> y.ravel()
     array([-1.,  1.])
     """
-    _check_activation(activation)
+    check_activation(activation)
     if (running_mean is None) != (running_var is None):
         raise ValueError(expected("running_var", "given together with running_mean", "one of them"))
     if running_mean is None and (not training or renorm is not None):
@@ -673,7 +674,7 @@ def batch_norm_apply(
     training : bool
         Whether the statistics depend on x, so that derivatives go through them.
     """
-    _check_activation(activation)
+    check_activation(activation)
     module, axis = _module(x), _axis(layout, x)
     table = stacked(x, mean, r)
     saved = Saved(

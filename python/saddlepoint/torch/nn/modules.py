@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import expected
 from ...norm import Noise
+from ...norm.batch_norm import check_activation
 from .functional import batch_norm
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"]
@@ -44,6 +45,7 @@ class Fused(_BatchNorm):
         renorm: tuple[float, float] | None = None,
         noise: Noise | None = None,
     ) -> None:
+        check_activation(activation)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
             **({} if bias else {"bias": False}),  # new in PyTorch 2.13
