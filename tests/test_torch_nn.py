@@ -624,10 +624,6 @@ def func_vjp_over_vjp(f: Any, p: Point, v: Point) -> Any:
     return func.vjp(first, *p)[1](v)
 
 
-def func_linearize_over_reverse(f: Any, p: Point, v: Point) -> Any:
-    return func.linearize(func.grad(f, all_arguments(p)), *p)[1](*v)
-
-
 WAYS = (
     reverse_over_reverse,
     forward_over_reverse,
@@ -636,7 +632,6 @@ WAYS = (
     func_forward_over_reverse,
     func_reverse_over_forward,
     func_vjp_over_vjp,
-    func_linearize_over_reverse,
 )
 every_way = pytest.mark.parametrize("way", WAYS, ids=lambda f: f.__name__)
 
@@ -782,7 +777,6 @@ FUNCTIONS = {
     "jacrev of jacrev": lambda f, n: func.jacrev(func.jacrev(lambda *p: f(*p)[0])),
     "jacrev of jacfwd": lambda f, n: func.jacrev(func.jacfwd(lambda *p: f(*p)[0])),
     "jacfwd of jacfwd": lambda f, n: func.jacfwd(func.jacfwd(lambda *p: f(*p)[0])),
-    "linearize": lambda f, n: lambda *p: func.linearize(f, *p)[1](*p),
     "vjp": lambda f, n: lambda *p: func.vjp(f, *p)[1](p[0]),
 }
 
@@ -1587,6 +1581,7 @@ def test_noise(rng: np.random.Generator) -> None:
     assert list(bn.state_dict()) == list(plain.state_dict())
     x = normal(rng, 6, 50)
     draws = []
+    torch.manual_seed(1)
     for _ in range(3):
         factor, shift = fit(bn(x), plain(x))
         assert bool(((factor > 1 - 1e-9) & (factor < 1.5 + 1e-9)).all())
@@ -1598,7 +1593,8 @@ def test_noise(rng: np.random.Generator) -> None:
         assert int((a == b).sum()) == 0
     assert_near(bn.running_var, plain.running_var)
     assert_near(bn.eval()(x), plain.eval()(x))
-    # The same seed makes the same steps.
+    # The same seeds make the same steps.
+    torch.manual_seed(1)
     again = ours.BatchNorm1d(50, dtype=torch.float64, noise=Noise(7, mean=0.3, scale=1.5))
     for draw in draws:
         assert_near(torch.cat(fit(again(x), formula(x, eps=1e-5))), draw, 1e-9)
@@ -1620,24 +1616,33 @@ def test_derivatives_of_noise(rng: np.random.Generator) -> None:
 def test_evaluation_advances_no_noise(rng: np.random.Generator) -> None:
     one, other = (ours.BatchNorm1d(5, noise=Noise(3), dtype=torch.float64) for _ in range(2))
     x = normal(rng, 6, 5)
-    one(x), other(x)
-    one.eval()(x)
-    one.train()
-    assert torch.equal(one(x), other(x))
+    torch.manual_seed(2)
+    one(x), one(x)
+    wanted = one(x)
+    torch.manual_seed(2)
+    other(x)
+    other.eval()(x)
+    other.train()(x)
+    assert torch.equal(other(x), wanted)
 
 
-def test_noise_under_a_checkpoint_fails_or_repeats(rng: np.random.Generator) -> None:
-    """The draws of the second run are those of the first, or it is refused."""
+def test_a_checkpoint_repeats_noise(rng: np.random.Generator) -> None:
     bn = ours.BatchNorm1d(5, noise=Noise(3), dtype=torch.float64)
     x = normal(rng, 6, 5).requires_grad_()
+    torch.manual_seed(3)
     (wanted,) = torch.autograd.grad(copy.deepcopy(bn)(x).square().sum(), x)
-    try:
-        y = checkpoint(bn, x, use_reentrant=False)
-        (dx,) = torch.autograd.grad(y.square().sum(), x)
-    except (RuntimeError, ValueError) as error:
-        assert "noise" in str(error)  # noqa: PT017
-    else:
-        assert_near(dx, wanted)
+    torch.manual_seed(3)
+    y = checkpoint(bn, x, use_reentrant=False)
+    torch.rand(5)
+    (dx,) = torch.autograd.grad(y.square().sum(), x)
+    assert_near(dx, wanted)
+
+
+def test_tracing_is_refused(rng: np.random.Generator) -> None:
+    """`linearize` writes down aten operators and would lose what is none."""
+    x = normal(rng, 6, 5)
+    with pytest.raises(RuntimeError, match="linearize"):
+        func.linearize(lambda x: ours.functional.batch_norm(x, None, None, training=True), x)
 
 
 # Whole modules.

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
+from torch._C._functorch import is_legacy_batchedtensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 from torch.autograd.graph import increment_version
@@ -82,6 +84,10 @@ class _Derivative(Function):
 
     def __init_subclass__(cls) -> None:
         cls.vmap = staticmethod(partial(_one_by_one, cls))  # type: ignore[method-assign]
+        forward = cls.forward
+        cls.forward = staticmethod(  # type: ignore[method-assign]
+            lambda call, *given: forward(call, *(_readable(x) for x in given))
+        )
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
@@ -91,6 +97,8 @@ class _Derivative(Function):
                 "batch_norm: expected no tracing of aten operators (torch.func.linearize, make_fx),"
                 " which this is not made of; torch.func.jvp gives the same numbers"
             )
+        if any(isinstance(a, Tensor) and is_legacy_batchedtensor(a) for a in args):
+            return _batch_by_batch(cls, args)
         inherited: Any = super()
         if not torch._C._are_functorch_transforms_active():
             inherited, args = super(Function, cls), unwrap_dead_wrappers(args)
@@ -120,6 +128,33 @@ def _one_by_one(function: Any, info: Any, in_dims: tuple[int | None, ...], *args
         return torch.stack(results), 0
     stacked = tuple(torch.stack(column) for column in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
+
+
+def _batch_by_batch(function: Any, args: tuple[Any, ...]) -> Any:
+    """``torch.autograd.grad(is_grads_batched=True)``, whose ``vmap`` is not that of torch.func."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    if level != 1:
+        raise RuntimeError("batch_norm: expected one level of batched gradients, got several")
+    in_dims = tuple(
+        0 if isinstance(a, Tensor) and is_legacy_batchedtensor(a) else None for a in args
+    )
+    columns = [
+        a if d is None else torch._remove_batch_dim(a, level, 1, 0)
+        for a, d in zip(args, in_dims, strict=True)
+    ]
+    size = next(len(a) for a, d in zip(columns, in_dims, strict=True) if d is not None)
+    results, _ = _one_by_one(function, SimpleNamespace(batch_size=size), in_dims, *columns)
+    if isinstance(results, Tensor):
+        return torch._add_batch_dim(results, 0, level)
+    return tuple(torch._add_batch_dim(r, 0, level) for r in results)
+
+
+def _readable(x: Any) -> Any:
+    """With memory that holds what it says: autograd has zeros without any, and lazy negatives."""
+    if not isinstance(x, Tensor):
+        return x
+    return torch.zeros_like(x) if x._is_zerotensor() else x.resolve_neg()
 
 
 def _some(*directions: Maybe) -> bool:

@@ -58,8 +58,8 @@ def batch_norm(
     -----
     Differentiable twice in forward and reverse mode, in any composition, also by ``torch.func``;
     a third derivative raises RuntimeError. (Inside ``dual_level`` a gradient has a tangent, so the
-    gradient of a tangent is of third order there: take it outside.) Under ``torch.compile`` a call is an operator of the
-    graph, and a break in the graph with ``noise`` or a process group.
+    gradient of a tangent is of third order there: take it outside.) Under ``torch.compile`` a call
+    is an operator of the graph, and a break in the graph with ``noise`` or a process group.
 
     Examples
     --------

@@ -26,7 +26,6 @@ class Fused(_BatchNorm):
     renorm: tuple[float, float] | None = None
     noise: Noise | None = None
     _group: Any = None
-    _untracked = 0  # batches, where no buffer counts them
 
     def __init__(
         self,
@@ -75,17 +74,15 @@ class Fused(_BatchNorm):
             residual=residual,
             ghost=self.ghost,
             renorm=self.renorm,
-            noise=None if self.noise is None or not batch else self._next_noise(),
+            noise=None if self.noise is None or not batch else self._drawn_noise(),
             num_batches_tracked=self.num_batches_tracked if tracked else None,
             process_group=self._group,
         )
 
-    def _next_noise(self) -> Noise:
+    def _drawn_noise(self) -> Noise:
+        # By PyTorch's generator, as dropout: checkpoints and `manual_seed` repeat it.
         assert self.noise is not None
-        if self.num_batches_tracked is not None:  # so that a run that was loaded goes on
-            return self.noise._replace(step=self.noise.step + int(self.num_batches_tracked))
-        self._untracked += 1
-        return self.noise._replace(step=self.noise.step + self._untracked - 1)
+        return self.noise._replace(step=int(torch.randint(2**62, ())))
 
     def extra_repr(self) -> str:
         """The arguments, those of our own where they are in use."""
@@ -111,8 +108,7 @@ class BatchNorm1d(Fused, torch.nn.BatchNorm1d):
     negative_slope : float
         Of "leaky_relu".
     ghost, renorm, noise : optional
-        See `saddlepoint.norm.batch_norm`. The noise of a batch is drawn by the number of batches
-        before it.
+        See `saddlepoint.norm.batch_norm`. The step of the noise is drawn by PyTorch's generator.
 
     Examples
     --------
