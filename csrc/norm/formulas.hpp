@@ -162,7 +162,7 @@ struct Tanh : Smooth<Tanh> {
 // value of its sign where `gated`.
 struct Setting {
     double slope = 0.0;
-    bool gated = false;
+    bool gated = false, residual = false;
 };
 
 enum Place { X = 0, DY = 1, XT = 2, DYT = 3, RES = 4, REST = 5, inputs = 6 };
@@ -173,8 +173,9 @@ constexpr int XU = DY, RESU = DYT;
 enum : int { MEAN, SCALE, OFFSET, own };
 
 template <class V>
-SP_HD V argument(const V* in, const V* c) {
-    return (in[X] - c[MEAN]) * c[SCALE] + c[OFFSET] + in[RES];
+SP_HD V argument(const V* in, const V* c, const Setting& setting) {
+    const V u = (in[X] - c[MEAN]) * c[SCALE] + c[OFFSET];
+    return setting.residual ? u + in[RES] : u;
 }
 
 // (x - shift, its square)
@@ -199,7 +200,7 @@ struct Forward {
     Setting setting;
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
-        gate = argument(in, c);
+        gate = argument(in, c, setting);
         out[0] = A::value(gate, setting.slope);
     }
 };
@@ -220,7 +221,7 @@ struct BackwardSums {
     Setting setting;
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* term, V& gate) const {
-        if (!setting.gated) gate = argument(in, c);
+        if (!setting.gated) gate = argument(in, c, setting);
         const V dz = A::times_slope(gate, in[DY], setting.slope);
         term[0] = dz;
         term[1] = dz * normalized(in, c);
@@ -236,7 +237,7 @@ struct Backward {
     Setting setting;
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
-        if (!setting.gated) gate = argument(in, c);
+        if (!setting.gated) gate = argument(in, c, setting);
         const V dz = A::times_slope(gate, in[DY], setting.slope);
         out[0] = c[own] * dz + (c[own + 1] * (in[X] - c[MEAN]) + c[own + 2]);
         out[1] = dz;
@@ -270,7 +271,7 @@ struct Tangent {
     Setting setting;
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
-        if (!setting.gated) gate = argument(in, c);
+        if (!setting.gated) gate = argument(in, c, setting);
         out[0] = A::times_slope(gate, argument_tangent(in, c, c + own), setting.slope);
     }
 };
@@ -285,7 +286,7 @@ struct SecondSums {
     Setting setting;
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* term, V& gate) const {
-        if (!setting.gated) gate = argument(in, c);
+        if (!setting.gated) gate = argument(in, c, setting);
         const V h = normalized(in, c), dz = A::times_slope(gate, in[DY], setting.slope);
         term[0] = in[XT];
         term[1] = in[XT] * h;
@@ -321,7 +322,7 @@ struct MoreSecondSums {
     Setting setting;
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* term, V& gate) const {
-        gate = argument(in, c);
+        gate = argument(in, c, setting);
         const V zt = argument_tangent(in, c, c + LOW + 1);
         term[0] = gradient_tangent<A>(in, zt, gate, setting.slope);
         term[1] = term[0] * normalized(in, c);
@@ -338,7 +339,7 @@ struct Second {
     Setting setting;
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
-        if (!setting.gated) gate = argument(in, c);
+        if (!setting.gated) gate = argument(in, c, setting);
         const V zt = argument_tangent(in, c, c + own);
         const V dz = A::times_slope(gate, in[DY], setting.slope);
         const V dzt = gradient_tangent<A>(in, zt, gate, setting.slope);
@@ -376,7 +377,7 @@ struct SecondTangent {
     Setting setting;
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
-        if (!setting.gated) gate = argument(in, c);
+        if (!setting.gated) gate = argument(in, c, setting);
         const V* const e = c + own + 6;
         const V ztt = e[0] * in[XT] + e[1] * in[XU] + (e[2] * (in[X] - c[MEAN]) + e[3]);
         out[0] = A::times_slope(gate, ztt, setting.slope);

@@ -15,10 +15,10 @@ Sweep sweep_of(const Layer& layer, Work work) {
     s.work = work;
     s.activation = layer.activation;
     s.dtype = layer.shape.dtype;
-    s.setting = {layer.slope, layer.gate != nullptr};
     s.in[X] = layer.x;
     s.in[RES] = layer.gate ? nullptr : layer.residual;
     s.gate = layer.gate;
+    s.setting = {layer.slope, s.gate != nullptr, s.in[RES] != nullptr};
     return s;
 }
 
@@ -69,7 +69,6 @@ void forward(const Stream& stream, const Layer& layer, const Origin& how, void* 
         passes.push_back(plain(layer.shape, Work::recall, nullptr));
     }
     Sweep map = sweep_of(layer, Work::forward);
-    map.in[RES] = layer.residual;
     map.out[0] = y;
     map.new_gate = new_gate;
     passes.push_back(map);

@@ -103,8 +103,40 @@ SP_HD Pack<T> per_lane(const Pack<T>& p, const F&) {
     return load<T>(x);
 }
 
-// Sixteen numbers of 16 bits as floats and back; the formulas of core/dtype.hpp on vectors. Those
-// of float16 are long, and not inlined.
+// Numbers of 16 bits as floats and back, by the formulas of core/dtype.hpp: instructions where
+// there are some for all lanes, which give the same bits.
+#if defined(__AVX512F__)
+SP_HD Pack<float> widened(__m256i bits, bfloat16) {
+    return {{Pack<float>::Vector(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}};
+}
+SP_HD __m256i narrowed(const Pack<float>& p, bfloat16) {
+    const auto x = __m512(p.part[0]);
+    const __m512i u = _mm512_castps_si512(x), half = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
+    const __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
+    const __m512i sum = _mm512_mask_sub_epi32(half, odd, half, _mm512_set1_epi32(-1));
+    const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+    return _mm512_cvtepi32_epi16(
+        _mm512_mask_srli_epi32(_mm512_set1_epi32(0x7fc0), number, sum, 16));
+}
+SP_HD Pack<float> widened(__m256i bits, float16) {
+    return {{Pack<float>::Vector(_mm512_cvtph_ps(bits))}};
+}
+SP_HD __m256i narrowed(const Pack<float>& p, float16) {
+    const auto x = __m512(p.part[0]);
+    const __m256i h = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256i sign = _mm256_and_si256(h, _mm256_set1_epi16(short(0x8000)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm256_mask_blend_epi16(nan, h, _mm256_or_si256(sign, _mm256_set1_epi16(0x7e00)));
+}
+template <class S>
+SP_HD Pack<float> widened(const std::uint16_t* x, S type) {
+    return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)), type);
+}
+template <class S>
+SP_HD void narrow(const Pack<float>& p, std::uint16_t* x, S type) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), narrowed(p, type));
+}
+#else
 typedef std::uint16_t Shorts __attribute__((vector_size(SP_VECTOR / 2), aligned(2), may_alias));
 typedef std::uint32_t Words __attribute__((vector_size(SP_VECTOR)));
 
@@ -125,6 +157,7 @@ SP_HD void narrow(const Pack<float>& p, std::uint16_t* x, bfloat16) {
             __builtin_convertvector(bits, Shorts);
     }
 }
+// Those of float16 are long, and not inlined.
 inline __attribute__((noinline)) void widen_lanes(const std::uint16_t* x, float* y) {
     for (index i = 0; i < Pack<float>::lanes; ++i) y[i] = widen(float16{x[i]});
 }
@@ -141,6 +174,7 @@ SP_HD void narrow(const Pack<float>& p, std::uint16_t* x, float16) {
     store(y, p);
     narrow_lanes(y, x);
 }
+#endif
 
 // Elements of an array of storage type S, which are computed on as T.
 template <class S>
@@ -172,11 +206,14 @@ struct Elements {
             return {{Vector(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), x))}};
         } else if constexpr (sizeof(S) == 8) {
             return {{Vector(_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), x))}};
+        } else {
+            return widened(_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), x), S{});
         }
-#endif
+#else
         alignas(64) Raw<S> y[lanes] = {};
         std::memcpy(y, x, n * sizeof(S));
         return load(y);
+#endif
     }
     static SP_HD void store(Raw<S>* x, index n, const Pack<T>& p) {
 #if defined(__AVX512F__)
@@ -184,34 +221,30 @@ struct Elements {
             return _mm512_mask_storeu_ps(x, __mmask16((1u << n) - 1), __m512(p.part[0]));
         } else if constexpr (sizeof(S) == 8) {
             return _mm512_mask_storeu_pd(x, __mmask8((1u << n) - 1), __m512d(p.part[0]));
+        } else {
+            _mm256_mask_storeu_epi16(x, __mmask16((1u << n) - 1), narrowed(p, S{}));
         }
-#endif
+#else
         alignas(64) Raw<S> y[lanes];
         store(y, p);
         std::memcpy(x, y, n * sizeof(S));
+#endif
     }
     // Past the caches, to an address of whole packs.
     static SP_HD void stream(Raw<S>* x, const Pack<T>& p) {
-#if defined(__x86_64__)
+#if defined(__AVX512F__)
+        if constexpr (sizeof(S) == 2) {
+            _mm256_stream_si256(reinterpret_cast<__m256i*>(x), narrowed(p, S{}));
+        } else {
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(x), __m512i(p.part[0]));
+        }
+#elif defined(__x86_64__)
         alignas(64) Raw<S> y[lanes];
         store(y, p);
-#if defined(__AVX512F__)
-        if constexpr (sizeof(y) == 64) {
-            _mm512_stream_si512(reinterpret_cast<__m512i*>(x), _mm512_load_si512(y));
-            return;
-        }
-#endif
-#if defined(__AVX2__)
-        for (index i = 0; i < lanes; i += 32 / sizeof(S)) {
-            _mm256_stream_si256(reinterpret_cast<__m256i*>(x + i),
-                                _mm256_load_si256(reinterpret_cast<const __m256i*>(y + i)));
-        }
-#else
         for (index i = 0; i < lanes; i += 16 / sizeof(S)) {
             _mm_stream_si128(reinterpret_cast<__m128i*>(x + i),
                              _mm_load_si128(reinterpret_cast<const __m128i*>(y + i)));
         }
-#endif
 #else
         store(x, p);
 #endif

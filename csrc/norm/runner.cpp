@@ -23,7 +23,8 @@ index near_cache() {
 #endif
     return std::clamp<index>(bytes, index(256) << 10, index(4) << 20);
 }
-// Past this many bytes, output goes past the caches: it would only push the input out of them.
+// Past this many bytes, output goes past the caches: it would only push the input out of them. Not
+// a share of the third cache, which is shared with others, and of a size that machines overstate.
 constexpr index streamed_from = index(16) << 20;
 
 struct Pass {

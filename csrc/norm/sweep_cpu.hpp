@@ -37,22 +37,16 @@ void with_activation(Activation a, F&& f) {
     }
 }
 
-// The arrays of a sweep, typed. An array that is not there is a pack of zeros, which every element
-// is read from: its index is masked out. A branch would double the loop.
+// The arrays of a sweep, typed; null for one that is not there and reads as zeros.
 template <class S>
 struct Arrays {
     const Raw<S>* in[inputs];
-    index mask[inputs];
     Raw<S>* out[3];
     const std::uint8_t* gate;
     std::uint8_t* new_gate;
 
     explicit Arrays(const Sweep& s) : gate(s.gate), new_gate(s.new_gate) {
-        alignas(64) static constexpr Raw<S> nothing[Pack<Computed<S>>::lanes] = {};
-        for (int j = 0; j < inputs; ++j) {
-            in[j] = s.in[j] ? static_cast<const Raw<S>*>(s.in[j]) : nothing;
-            mask[j] = s.in[j] ? -1 : 0;
-        }
+        for (int j = 0; j < inputs; ++j) in[j] = static_cast<const Raw<S>*>(s.in[j]);
         for (int j = 0; j < 3; ++j) out[j] = static_cast<Raw<S>*>(s.out[j]);
     }
 };
@@ -63,11 +57,12 @@ SP_HD void read(const Arrays<S>& a, index at, index n, Pack<Computed<S>>* in) {
 #pragma GCC unroll 8
     for (int j = 0; j < inputs; ++j) {
         if (!(F::reads >> j & 1)) continue;
-        const Raw<S>* const from = a.in[j] + (at & a.mask[j]);
-        if constexpr (partial) {
-            in[j] = Elements<S>::load(from, n);
+        if (j != X && !a.in[j]) {
+            in[j] = Pack<Computed<S>>::all(0);
+        } else if constexpr (partial) {
+            in[j] = Elements<S>::load(a.in[j] + at, n);
         } else {
-            in[j] = Elements<S>::load(from);
+            in[j] = Elements<S>::load(a.in[j] + at);
         }
     }
 }
@@ -155,7 +150,7 @@ void exact_terms(const F& f, const Arrays<S>& a, index at, index bit, const doub
                  double* term) {
     double in[inputs], gate = 0.0;
     for (int j = 0; j < inputs; ++j) {
-        in[j] = F::reads >> j & 1 ? double(widen(S{a.in[j][at & a.mask[j]]})) : 0.0;
+        in[j] = F::reads >> j & 1 && a.in[j] ? double(widen(S{a.in[j][at]})) : 0.0;
     }
     if (a.gate) gate = a.gate[bit / 8] >> bit % 8 & 1 ? 1.0 : 0.0;
     f(in, c, term, gate);
