@@ -1868,3 +1868,13 @@ def test_conversion_in_training(rng: np.random.Generator) -> None:
     mine(normal(rng, 5, 3)).square().sum().backward()
     optimizer.step()
     assert not torch.equal(mine[1].weight, before)
+
+
+def test_lazy_negatives(rng: np.random.Generator) -> None:
+    """The imaginary part of a conjugate is a negative that is not in memory."""
+    z = torch.from_numpy(rng.standard_normal((6, 5)) + 1j * rng.standard_normal((6, 5)))
+    x = z.conj().imag
+    assert x.is_neg()
+    y = ours.functional.batch_norm(x, None, None, training=True)
+    assert_near(y, ours.functional.batch_norm(x.clone(), None, None, training=True))
+    assert_near(y, formula(x, eps=1e-5))

@@ -78,15 +78,18 @@ def _traced() -> bool:
 
 
 class _Derivative(Function):
-    """A function of a `Call`, directions, and the tensors of a `Saved`, that autograd keeps."""
+    """A function of a `Call`, directions, and what autograd keeps of a `Saved`.
 
-    kept = 6  # the last arguments: x, weight, bias, residual, statistics, gate
+    Kept are x, weight, bias, residual, statistics and gate, which are the last arguments.
+    """
+
+    x_at = -6
 
     def __init_subclass__(cls) -> None:
         cls.vmap = staticmethod(partial(_one_by_one, cls))  # type: ignore[method-assign]
         forward = cls.forward
         cls.forward = staticmethod(  # type: ignore[method-assign]
-            lambda call, *given: forward(call, *(_readable(x) for x in given))
+            lambda call, *given: forward(call, *_readable(given, given[cls.x_at]))
         )
 
     @classmethod
@@ -150,11 +153,22 @@ def _batch_by_batch(function: Any, args: tuple[Any, ...]) -> Any:
     return tuple(torch._add_batch_dim(r, 0, level) for r in results)
 
 
-def _readable(x: Any) -> Any:
-    """With memory that holds what it says: autograd has zeros without any, and lazy negatives."""
-    if not isinstance(x, Tensor):
-        return x
-    return torch.zeros_like(x) if x._is_zerotensor() else x.resolve_neg()
+def _readable(given: tuple[Maybe, ...], x: Tensor) -> list[Maybe]:
+    """With memory that holds what it says: autograd has zeros without any, and lazy negatives.
+
+    What lies in another order than x is copied by PyTorch, on all threads.
+    """
+    readable: list[Maybe] = []
+    for t in given:
+        if t is None:
+            readable.append(None)
+        elif t._is_zerotensor():
+            readable.append(torch.zeros_like(t))
+        elif t.stride() != x.stride() and t.shape == x.shape:
+            readable.append(torch.empty_like(x).copy_(t))
+        else:
+            readable.append(t.resolve_neg())
+    return readable
 
 
 def _some(*directions: Maybe) -> bool:
@@ -167,6 +181,8 @@ def _plus(a: Maybe, b: Maybe) -> Maybe:
 
 class Forward(_Derivative):
     """(call, x, weight, bias, residual, running_mean, running_var, batches) to y and its record."""
+
+    x_at = 0
 
     @staticmethod
     def forward(
