@@ -20,7 +20,7 @@ int power_from(index n, int most) {
 
 // Blocks that a pass is cut into where there is enough to do, and how often the threads of one go
 // round. Functions of the shape alone, as everything is that sums depend on.
-constexpr index wanted_blocks = 2048, least_rounds = 8, most_rounds = 64;
+constexpr index wanted_blocks = 1024, least_rounds = 2, most_rounds = 64;
 
 Planes planes_of(const Shape& shape, int block) {
     Planes p{};
