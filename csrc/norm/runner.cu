@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/buffer.hpp"
-#include "norm/sweep_cuda.cuh"
+#include "norm/walk.cuh"
 
 SP_BEGIN
 
