@@ -20,6 +20,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from saddlepoint import norm
+from saddlepoint.vector import Vector
 
 Array = NDArray[Any]
 Setting = Callable[[Callable[[], Any]], dict[str, Any]]
@@ -386,6 +387,45 @@ def test_other_memory(rng: np.random.Generator, tensor: str) -> None:
         assert actual[0] is dx
         for a, b in zip(actual, wanted, strict=True):
             assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"], ids=str)
+@pytest.mark.parametrize("tensor", ["NC", "NCHW", "NHWC"])
+def test_vectors(rng: np.random.Generator, tensor: str, activation: str | None, dtype: str) -> None:
+    """The same bits from `Vector`s, in whole and in parts."""
+    c = make(rng, tensor, True, activation, True, dtype)
+    xu = c.dyt.copy()
+
+    def everything(place: Callable[[Array], Any]) -> list[Any]:
+        x, residual, dy, dyt, xt, along = map(place, (c.x, c.residual, c.dy, c.dyt, c.xt, xu))
+        weight, bias, mean, var, weight_t = map(
+            place, (c.weight, c.bias, c.mean.copy(), c.var.copy(), c.weight_t)
+        )
+        y, saved = norm.batch_norm(
+            x, weight, bias, mean, var, activation=activation, residual=residual, layout=c.layout
+        )
+        moments = norm.combine([norm.batch_norm_statistics(x, c.layout)] * 2)
+        again, part = norm.batch_norm_apply(
+            x, saved.mean, saved.r, weight, bias, activation, residual, c.layout, count=1000
+        )
+        sums = norm.batch_norm_backward_reduce(dy, part)
+        return [
+            y, mean, var, saved.mean, saved.r, again, *moments[1:], *sums,
+            *norm.batch_norm_backward(dy, saved),
+            norm.batch_norm_tangent(xt, saved, weight_t),
+            norm.batch_norm_second_tangent(xt, along, saved, weight_t, None, residual),
+            *norm.batch_norm_backward_tangent(dy, dyt, xt, saved, weight_t),
+            *norm.batch_norm_double_backward(xt, weight_t, None, dy, saved),
+            *norm.batch_norm_backward_apply(dy, part, *sums, 1000),
+        ]  # fmt: skip
+
+    wanted = everything(lambda a: a)
+    actual = everything(Vector.from_numpy)
+    for k, (a, b) in enumerate(zip(actual, wanted, strict=True)):
+        assert isinstance(a, Vector)
+        assert a.dtype == b.dtype
+        assert_array_equal(a.numpy(), b, err_msg=f"result {k}")
 
 
 def test_memory_order_of_results(rng: np.random.Generator) -> None:

@@ -6,7 +6,7 @@ enough for compute-sanitizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -172,25 +172,255 @@ def test_a_step_in_a_cuda_graph() -> None:
     assert torch.equal(*results)
 
 
+# name: (shape, layout); rows, planes, vectors and what does not fill them, channels held on chip or
+# spread over several blocks.
+NORM_TENSORS = {
+    "NC": ((33, 7), "NC"),
+    "two rows": ((2, 1), "NC"),
+    "NC in vectors": ((1000, 128), "NC"),
+    "1025 channels": ((64, 1025), "NC"),
+    "one channel": ((3000, 1), "NC"),
+    "NHWC": ((4, 9, 11, 64), "NHWC"),
+    "three channels": ((4, 30, 31, 3), "NHWC"),
+    "NCHW": ((6, 5, 8, 12), "NCHW"),
+    "odd planes": ((6, 160, 7, 7), "NCHW"),
+    "small planes": ((9, 1025, 1, 3), "NCHW"),
+    "large planes": ((2, 3, 200, 201), "NCHW"),
+    "NCDHW": ((3, 4, 3, 4, 5), "NCDHW"),
+}  # fmt: skip
+NORM_FEW = ("NC", "three channels", "NCHW", "odd planes")
+NORM_EPS = {**EPS, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+ACTIVATIONS = (None, "relu", "leaky_relu", "gelu", "tanh")
+
+Place = Callable[[torch.Tensor], Any]
+
+
+def on_gpu(x: torch.Tensor) -> torch.Tensor:
+    return x.cuda()
+
+
+def as_vector(x: torch.Tensor) -> Vector:
+    return there(x.numpy())
+
+
+def host_of(x: Any) -> torch.Tensor:
+    return x.cpu() if isinstance(x, torch.Tensor) else torch.from_numpy(gather(x))
+
+
+def of_batch_norm(
+    place: Place,
+    tensor: str,
+    dtype: str,
+    seed: int,
+    activation: str | None = None,
+    residual: bool = False,
+    training: bool = True,
+    **options: Any,
+) -> list[torch.Tensor]:
+    """All functions of `norm` at one point, by a place for the arrays."""
+    shape, layout = NORM_TENSORS[tensor]
+    draw = torch.Generator().manual_seed(seed)
+    kind = getattr(torch, dtype)
+    wide = torch.randn((8, *shape), generator=draw, dtype=torch.float64).to(kind)
+    x, dy, xt, dyt, xu, extra, extra_t, extra_u = (place(a.clone()) for a in wide)
+    channels = shape[-1] if layout in ("NC", "NHWC") else shape[1]
+    parameter = torch.float64 if dtype == "float64" else torch.float32
+    narrow = torch.randn((8, channels), generator=draw, dtype=torch.float64).to(parameter)
+    narrow[3] = narrow[3] ** 2 + 0.5
+    weight, bias, mean, var, weight_t, bias_t, weight_u, bias_u = (place(a.clone()) for a in narrow)
+    y, saved = norm.batch_norm(
+        x, weight, bias, mean, var, training, 0.3, 0.1, activation, extra if residual else None,
+        layout, negative_slope=0.2, **options,
+    )  # fmt: skip
+    first = (weight_t, bias_t, extra_t if residual else None)
+    second = (weight_u, bias_u, extra_u if residual else None)
+    results = [
+        y, mean, var, saved.mean, saved.r, saved.statistics,
+        *norm.batch_norm_backward(dy, saved),
+        norm.batch_norm_tangent(xt, saved, *first),
+        norm.batch_norm_second_tangent(xt, xu, saved, *first, *second),
+        *norm.batch_norm_backward_tangent(dy, dyt, xt, saved, *first),
+        *norm.batch_norm_double_backward(xt, *first[:2], dy, saved, first[2]),
+    ]  # fmt: skip
+    return [host_of(a) for a in results]
+
+
+def assert_like_the_cpu(place: Place, *arguments: Any, **options: Any) -> None:
+    """Sums go in another order; what is computed from them is rounded the same way."""
+    device = of_batch_norm(place, *arguments, **options)
+    host = of_batch_norm(lambda a: a, *arguments, **options)
+    for k, (got, wanted) in enumerate(zip(device, host, strict=True)):
+        assert got.dtype is wanted.dtype
+        assert got.shape == wanted.shape
+        name = str(wanted.dtype).removeprefix("torch.")
+        # Statistics are float64 tables of sums in the type that is computed in.
+        inner = EPS["float64"] if arguments[1] == "float64" else EPS["float32"]
+        a, b = got.double().numpy(), wanted.double().numpy()
+        scale = np.abs(b).max(initial=1.0)
+        assert_allclose(
+            a, b, rtol=2 * NORM_EPS[name], atol=100 * inner * scale, err_msg=f"result {k}"
+        )
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("dtype", NORM_EPS)
+@pytest.mark.parametrize("tensor", NORM_TENSORS)
+def test_batch_norm(tensor: str, dtype: str, activation: str | None, residual: bool) -> None:
+    assert_like_the_cpu(on_gpu, tensor, dtype, 1, activation, residual)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["batch", "running"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 1), (33, 7), (1000, 130)])
-def test_sanitize_batch_norm(shape: tuple[int, int], dtype: str, rng: np.random.Generator) -> None:
-    x, dy, xt, dyt = rng.standard_normal((4, *shape)).astype(dtype)
-    weight, bias = rng.standard_normal((2, shape[1])).astype(dtype)
+@pytest.mark.parametrize("tensor", NORM_FEW)
+def test_sanitize_batch_norm(tensor: str, dtype: str, activation: str, training: bool) -> None:
+    assert_like_the_cpu(as_vector, tensor, dtype, 2, activation, True, training)
 
-    def everything(place):  # type: ignore[no-untyped-def]
-        y, saved = norm.batch_norm(place(x), place(weight), place(bias))
-        return [
-            y,
-            *norm.batch_norm_backward(place(dy), saved),
-            norm.batch_norm_tangent(place(xt), saved),
-            *norm.batch_norm_backward_tangent(place(dy), place(dyt), place(xt), saved),
-        ]
 
-    for got, wanted in zip(everything(there), everything(lambda a: a), strict=True):
-        # Sums are in double on both sides; what is left is the rounding of their results.
-        scale = max(1.0, float(np.abs(wanted).max()))
-        assert_allclose(gather(got), wanted, rtol=0, atol=50 * EPS[dtype] * scale * shape[0] ** 0.5)
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"], ids=str)
+@pytest.mark.parametrize("dtype", NORM_EPS)
+@pytest.mark.parametrize("tensor", NORM_TENSORS)
+def test_batch_norm_in_evaluation(tensor: str, dtype: str, activation: str | None) -> None:
+    assert_like_the_cpu(on_gpu, tensor, dtype, 3, activation, True, False)
+
+
+@pytest.mark.parametrize("noise", [None, norm.Noise(11, 5)], ids=["", "noise"])
+@pytest.mark.parametrize("renorm", [None, (1.1, 0.3)], ids=["", "renorm"])
+@pytest.mark.parametrize("ghost", [None, 2, 4], ids=lambda g: f"ghost {g}")
+@pytest.mark.parametrize("tensor", NORM_FEW)
+def test_sanitize_batch_norm_variants(
+    tensor: str, ghost: int | None, renorm: tuple[float, float] | None, noise: norm.Noise | None
+) -> None:
+    if tensor == "NC" and ghost:
+        ghost += 1  # no row is left alone
+    assert_like_the_cpu(
+        on_gpu, tensor, "float32", 4, "leaky_relu", True, ghost=ghost, renorm=renorm, noise=noise
+    )
+
+
+@pytest.mark.parametrize("memory", ["channels last", "every other", "transposed"])
+def test_sanitize_batch_norm_of_other_memory(memory: str) -> None:
+    def place(x: torch.Tensor) -> torch.Tensor:
+        if x.ndim < 4:
+            return x.cuda()
+        if memory == "channels last":
+            return x.cuda().contiguous(memory_format=torch.channels_last)
+        if memory == "transposed":
+            return x.cuda().transpose(2, 3).contiguous().transpose(2, 3)
+        room = torch.full([2 * n for n in x.shape], torch.nan, dtype=x.dtype, device="cuda")
+        view = room[::2, ::2, ::2, ::2]
+        view.copy_(x)
+        return view
+
+    assert_like_the_cpu(place, "NCHW", "float32", 5, "relu", True)
+
+
+def test_batch_norm_averages_all_batches() -> None:
+    kept = []
+    for device in ("cpu", "cuda"):
+        draw = torch.Generator().manual_seed(0)
+        mean, var = torch.zeros(5, device=device), torch.ones(5, device=device)
+        count = torch.zeros((), dtype=torch.int64, device=device)
+        for _ in range(4):
+            batch = torch.randn(6, 5, 3, generator=draw).to(device)
+            norm.batch_norm(batch, None, None, mean, var, momentum=None, count=count)
+        assert count == 4
+        kept.append((mean.cpu(), var.cpu()))
+    for got, wanted in zip(*reversed(kept), strict=True):
+        assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["NC", "NCHW", "NHWC"])
+@pytest.mark.parametrize(("scale", "offset"), [(1e30, 0.0), (1.0, 1e4), (1e-41, 0.0), (1.0, -1e6)])
+def test_sanitize_batch_norm_of_extreme_values(layout: str, scale: float, offset: float) -> None:
+    shape = {"NC": (500, 4), "NCHW": (5, 4, 10, 10), "NHWC": (5, 10, 10, 4)}[layout]
+    draw = torch.Generator().manual_seed(1)
+    drawn = torch.randn(shape, generator=draw, dtype=torch.float64)
+    x = (scale * drawn + offset).float()
+    y, saved = norm.batch_norm(x.cuda(), layout=layout)
+    exact = x.double()
+    others = [a for a in range(x.ndim) if a != (x.ndim - 1 if layout == "NHWC" else 1)]
+    mean, var = exact.mean(others, keepdim=True), exact.var(others, False, keepdim=True)
+    wanted = ((exact - mean) / torch.sqrt(var + 1e-5)).numpy()
+    limit = max(1e-6 * np.abs(wanted).max(), 3e-45)  # of the numbers, or the smallest subnormal
+    assert_allclose(y.cpu(), wanted, rtol=1e-6, atol=limit)
+    assert_allclose(saved.r.cpu(), 1 / torch.sqrt(var + 1e-5).flatten(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_batch_norm_in_parts(layout: str, activation: str) -> None:
+    """Statistics and sums of two halves, put together, are those of the whole."""
+    draw = torch.Generator().manual_seed(2)
+    x, dy = torch.randn(2, 8, 6, 6, 6, generator=draw, dtype=torch.float64).cuda()
+    whole, saved = norm.batch_norm(x, eps=0.1, activation=activation, layout=layout)
+    parts = [norm.batch_norm_statistics(h, layout) for h in x.chunk(2)]
+    moments = norm.combine(parts)
+    r = (moments.m2 / moments.elements + 0.1) ** -0.5
+    halves = [
+        norm.batch_norm_apply(
+            h, moments.mean, r, activation=activation, layout=layout, count=moments.elements
+        )
+        for h in x.chunk(2)
+    ]
+    assert torch.allclose(torch.cat([y for y, _ in halves]), whole, rtol=0, atol=1e-12)
+    sums = [
+        norm.batch_norm_backward_reduce(d, s) for d, (_, s) in zip(dy.chunk(2), halves, strict=True)
+    ]
+    total = [sums[0][k] + sums[1][k] for k in (0, 1)]
+    dx = [
+        norm.batch_norm_backward_apply(d, s, *total, moments.elements)
+        for d, (_, s) in zip(dy.chunk(2), halves, strict=True)
+    ]
+    assert torch.allclose(torch.cat(dx), norm.batch_norm_backward(dy, saved)[0], rtol=0, atol=1e-12)
+
+
+def test_batch_norm_is_the_same_every_time() -> None:
+    first, again = (of_batch_norm(on_gpu, "large planes", "float32", 6, "gelu") for _ in range(2))
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_batch_norm_runs_on_the_current_stream() -> None:
+    side = torch.cuda.Stream()
+    x = torch.randn(4096, 512, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        late = (torch.matmul(x, x.t()) @ x) / 100  # still running when we are called
+        y = norm.batch_norm(late, activation="relu")[0]
+        wanted = torch.relu(torch.nn.functional.batch_norm(late, None, None, training=True))
+        side.synchronize()
+    assert torch.allclose(y, wanted, rtol=0, atol=1e-4)
+
+
+def test_batch_norm_takes_vectors_and_tensors_together() -> None:
+    x = torch.randn(300, 16, device="cuda")
+    weight = np.arange(1.0, 17.0, dtype=np.float32)
+    y = norm.batch_norm(x, there(weight))[0]
+    wanted = norm.batch_norm(x, torch.from_numpy(weight).cuda())[0]
+    assert torch.equal(y, wanted)
+
+
+def test_batch_norm_in_a_cuda_graph() -> None:
+    x = torch.randn(64, 32, 8, 8, device="cuda")
+    mean, var = torch.zeros(32, device="cuda"), torch.ones(32, device="cuda")
+    out = torch.empty_like(x)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        norm.batch_norm(x, None, None, mean, var, out=out)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        norm.batch_norm(x, None, None, mean, var, out=out)
+    x.copy_(3 * torch.randn_like(x) + 1)
+    mean.zero_(), var.fill_(1)
+    graph.replay()
+    torch.cuda.synchronize()
+    wanted = torch.nn.functional.batch_norm(x, None, None, training=True)
+    assert torch.allclose(out, wanted, rtol=0, atol=1e-5)
+    assert torch.allclose(mean, 0.1 * x.mean((0, 2, 3)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

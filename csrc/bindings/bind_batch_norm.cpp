@@ -1,194 +1,21 @@
-// Batch normalization on arrays that Python has allocated: of tensors in any layout, and the four
-// methods of (N, C) arrays that the layer of nn is made of.
+// Batch normalization on arrays that Python has allocated, in any layout.
 #include <algorithm>
 #include <array>
 #include <tuple>
-#include <type_traits>
 
 #include "bindings/array.hpp"
 #include "bindings/bind.hpp"
 #include "core/buffer.hpp"
-#include "norm/batch_norm.hpp"
 #include "norm/fused.hpp"
+#include "ops/strided.hpp"
 
 SP_BEGIN
 
 namespace {
 
-// The struct with its per-column arrays and scratch in memory of its own.
-template <class T>
-struct Bound {
-    BatchNorm<T> norm;
-    T* zeros = nullptr;
-    double* partial = nullptr;
-    Buffer memory;
-
-    Bound(index rows, index columns, index directions, bool frozen, double eps, double momentum)
-        : norm{rows, columns, frozen, eps, momentum, {}, {}, {}, {}, {}, {}} {
-        Arena arena;
-        for (T** p : {&norm.coupling.mean_dy, &norm.coupling.mean_h_dy, &zeros}) {
-            arena.add(*p, columns);
-        }
-        for (T** p : {&norm.tangent_coupling.mean_x, &norm.tangent_coupling.mean_h_x,
-                      &norm.product_coupling.mean_u, &norm.product_coupling.mean_h_u}) {
-            arena.add(*p, directions * columns);
-        }
-        arena.add(partial, norm.scratch(directions));
-        memory = Buffer(current_stream(), arena.bytes(1));
-        arena.place(memory.data(), 1);
-        fill_zero(current_stream(), zeros, columns * sizeof(T));
-        norm.zeros = zeros;
-        norm.partial = partial;
-    }
-    double work() const { return double(norm.rows) * double(norm.columns); }
-};
-
-template <class T>
-void bind(py::module_& m, const char* suffix) {
-    const auto name = [&](const char* base) { return std::string(base) + suffix; };
-    static constexpr auto dtype = dtype_name<T>();
-    const auto matrix = [](const py::object& o, const char* name) {
-        Array a = borrow(o, name, Access::read, dtype);
-        if (a.shape.size() != 2) raise_value(name, "shape (N, C)", text(a.shape));
-        return a;
-    };
-    const auto like = [](const py::object& o, const char* name, Access access,
-                         const std::vector<index>& shape) {
-        return borrow(o, name, access, dtype, shape);
-    };
-
-    m.def(name("batch_norm_forward_").c_str(),
-          [=](const py::object& x_, const py::object& weight_, const py::object& bias_,
-              const py::object& running_mean_, const py::object& running_var_, bool training,
-              double momentum, double eps, const py::object& y_, const py::object& mean_,
-              const py::object& r_) {
-              const Array x = matrix(x_, "x");
-              const std::vector<index> columns{x.shape[1]};
-              const Array weight = like(weight_, "weight", Access::read, columns);
-              const Array bias = like(bias_, "bias", Access::read, columns);
-              const Array y = like(y_, "out", Access::write, x.shape);
-              const Array mean = like(mean_, "mean", Access::write, columns);
-              const Array r = like(r_, "r", Access::write, columns);
-              Array running_mean, running_var;
-              if (!running_mean_.is_none()) {
-                  const Access access = training ? Access::write : Access::read;
-                  running_mean = like(running_mean_, "running_mean", access, columns);
-                  running_var = like(running_var_, "running_var", access, columns);
-              }
-              // Evaluation is elementwise, so y may be x itself; nothing else may be shared.
-              std::vector<std::pair<const char*, const Array*>> written{
-                  {"out", &y}, {"mean", &mean}, {"r", &r}};
-              std::vector<std::pair<const char*, const Array*>> read{{"weight", &weight},
-                                                                     {"bias", &bias}};
-              if (running_mean.data) {
-                  auto& running = training ? written : read;
-                  running.emplace_back("running_mean", &running_mean);
-                  running.emplace_back("running_var", &running_var);
-              }
-              if (training || y.data != x.data) read.emplace_back("x", &x);
-              refuse_overlap(written, read);
-              const py::gil_scoped_release release;
-              Bound<T> b(x.shape[0], x.shape[1], 1, !training, eps, momentum);
-              b.norm.statistics = {mean.as<T>(), r.as<T>()};
-              run(current_stream(), b.work(), [&](const Context& context) {
-                  b.norm.forward(context, x.as<T>(), weight.as<T>(), bias.as<T>(),
-                                 {running_mean.as<T>(), running_var.as<T>(), nullptr},
-                                 training && running_mean.data != nullptr, y.as<T>());
-              });
-          });
-
-    m.def(name("batch_norm_backward_").c_str(),
-          [=](const py::object& dy_, const py::object& x_, const py::object& weight_,
-              const py::object& mean_, const py::object& r_, bool frozen, const py::object& dx_,
-              const py::object& dweight_, const py::object& dbias_) {
-              const Array x = matrix(x_, "x");
-              const std::vector<index> columns{x.shape[1]};
-              const Array dy = like(dy_, "dy", Access::read, x.shape);
-              const Array weight = like(weight_, "weight", Access::read, columns);
-              const Array mean = like(mean_, "mean", Access::read, columns);
-              const Array r = like(r_, "r", Access::read, columns);
-              const Array dx = like(dx_, "dx", Access::write, x.shape);
-              const Array dweight = like(dweight_, "dweight", Access::write, columns);
-              const Array dbias = like(dbias_, "dbias", Access::write, columns);
-              refuse_overlap({{"dx", &dx}, {"dweight", &dweight}, {"dbias", &dbias}},
-                             {{"dy", &dy}, {"x", &x}, {"weight", &weight}});
-              const py::gil_scoped_release release;
-              Bound<T> b(x.shape[0], x.shape[1], 1, frozen, 0.0, 0.0);
-              b.norm.statistics = {mean.as<T>(), r.as<T>()};
-              run(current_stream(), b.work(), [&](const Context& context) {
-                  b.norm.backward(context, x.as<T>(), weight.as<T>(), dy.as<T>(), dx.as<T>(),
-                                  dweight.as<T>(), dbias.as<T>(), false);
-              });
-          });
-
-    m.def(name("batch_norm_tangent_").c_str(),
-          [=](const py::object& xt_, const py::object& weight_t_, const py::object& bias_t_,
-              const py::object& x_, const py::object& weight_, const py::object& mean_,
-              const py::object& r_, bool frozen, const py::object& yt_) {
-              const Array x = matrix(x_, "x");
-              const std::vector<index> columns{x.shape[1]};
-              const Array xt = like(xt_, "x_tangent", Access::read, x.shape);
-              const Array weight_t = like(weight_t_, "weight_tangent", Access::read, columns);
-              const Array bias_t = like(bias_t_, "bias_tangent", Access::read, columns);
-              const Array weight = like(weight_, "weight", Access::read, columns);
-              const Array mean = like(mean_, "mean", Access::read, columns);
-              const Array r = like(r_, "r", Access::read, columns);
-              const Array yt = like(yt_, "y_tangent", Access::write, x.shape);
-              refuse_overlap({{"y_tangent", &yt}}, {{"x_tangent", &xt}, {"x", &x}});
-              const py::gil_scoped_release release;
-              Bound<T> b(x.shape[0], x.shape[1], 1, frozen, 0.0, 0.0);
-              b.norm.statistics = {mean.as<T>(), r.as<T>()};
-              run(current_stream(), b.work(), [&](const Context& context) {
-                  b.norm.forward_tangent(context, 1, x.as<T>(), xt.as<T>(), weight.as<T>(),
-                                         weight_t.as<T>(), bias_t.as<T>(), 0, yt.as<T>());
-              });
-          });
-
-    m.def(name("batch_norm_backward_tangent_").c_str(),
-          [=](const py::object& dyt_, const py::object& dy_, const py::object& xt_,
-              const py::object& weight_t_, const py::object& x_, const py::object& weight_,
-              const py::object& mean_, const py::object& r_, bool frozen, const py::object& dxt_,
-              const py::object& dweight_t_, const py::object& dbias_t_) {
-              const Array x = matrix(x_, "x");
-              const std::vector<index> columns{x.shape[1]};
-              const Array dyt = like(dyt_, "dy_tangent", Access::read, x.shape);
-              const Array dy = like(dy_, "dy", Access::read, x.shape);
-              const Array xt = like(xt_, "x_tangent", Access::read, x.shape);
-              const Array weight_t = like(weight_t_, "weight_tangent", Access::read, columns);
-              const Array weight = like(weight_, "weight", Access::read, columns);
-              const Array mean = like(mean_, "mean", Access::read, columns);
-              const Array r = like(r_, "r", Access::read, columns);
-              const Array dxt = like(dxt_, "dx_tangent", Access::write, x.shape);
-              const Array dweight_t = like(dweight_t_, "dweight_tangent", Access::write, columns);
-              const Array dbias_t = like(dbias_t_, "dbias_tangent", Access::write, columns);
-              refuse_overlap({{"dx_tangent", &dxt},
-                              {"dweight_tangent", &dweight_t},
-                              {"dbias_tangent", &dbias_t}},
-                             {{"dy_tangent", &dyt}, {"dy", &dy}, {"x_tangent", &xt}, {"x", &x}});
-              const py::gil_scoped_release release;
-              const Stream stream = current_stream();
-              Bound<T> b(x.shape[0], x.shape[1], 1, frozen, 0.0, 0.0);
-              b.norm.statistics = {mean.as<T>(), r.as<T>()};
-              // The means of the passes that these tangents belong to come first.
-              Buffer spare(stream, std::size_t(x.bytes()));
-              run(stream, b.work(), [&](const Context& context) {
-                  b.norm.backward(context, x.as<T>(), weight.as<T>(), dy.as<T>(), nullptr, nullptr,
-                                  nullptr, false);
-                  b.norm.forward_tangent(context, 1, x.as<T>(), xt.as<T>(), weight.as<T>(),
-                                         weight_t.as<T>(), b.zeros, 0,
-                                         static_cast<T*>(spare.data()));
-                  b.norm.backward_tangent(context, 1, x.as<T>(), xt.as<T>(), weight.as<T>(),
-                                          weight_t.as<T>(), 0, dy.as<T>(), dyt.as<T>(), dxt.as<T>(),
-                                          dweight_t.as<T>(), dbias_t.as<T>(), false);
-              });
-          });
-}
-
-namespace whole {
-
 using namespace normalization;
 
-constexpr int most_axes = 8;
+constexpr int most_axes = strided_axes;
 
 // How an array lies in memory; strides in elements.
 struct Seen {
@@ -199,6 +26,7 @@ struct Seen {
     std::array<index, most_axes> shape{}, strides{};
     bool writable = true;
     py::object owner;
+    const dlpack::Exchange* exchange = nullptr;  // null: through a capsule, on our stream
 
     index size() const {
         index n = 1;
@@ -252,13 +80,15 @@ Seen see(const py::handle& object, const char* name) {
         }
     };
     const bool numpy = py::isinstance<py::array>(object);
-    if (const dlpack::Exchange* const exchange = numpy ? nullptr : exchange_of(object)) {
+    const dlpack::Exchange* const exchange = numpy ? nullptr : exchange_of(object);
+    if (exchange && (device_type() == dlpack::cpu || exchange->current_stream)) {
         dlpack::Tensor t{};
         if (exchange->tensor_of(object.ptr(), &t) != 0) throw py::error_already_set();
         check_device(t.device, name);
         too_many(std::size_t(t.ndim));
         set_dtype(seen, t.dtype);
         seen.data = static_cast<char*>(t.data) + t.byte_offset;
+        seen.exchange = exchange;
         seen.axes = t.ndim;
         std::copy_n(t.shape, t.ndim, seen.shape.begin());
         std::copy_n(t.strides, t.ndim, seen.strides.begin());
@@ -287,42 +117,29 @@ void sort_axes(std::array<int, most_axes>& order, int axes, F&& before) {
 }
 
 // Copies between an array and a dense one, whose strides are `dense`.
-void copy_elements(const Seen& a, const std::array<index, most_axes>& dense, char* memory,
-                   bool gather) {
-    const index width = bytes_of(a.dtype);
+void copy_elements(const Stream& stream, const Seen& a, const std::array<index, most_axes>& dense,
+                   void* memory, bool gather) {
     std::array<int, most_axes> order{};
     int axes = 0;
     for (int i = 0; i < a.axes; ++i) {
-        if (a.shape[i] == 0) return;
-        if (a.shape[i] > 1) order[axes++] = i;
+        if (a.shape[i] != 1) order[axes++] = i;
     }
     sort_axes(order, axes, [&](int i, int j) { return dense[i] > dense[j]; });
-    std::array<index, most_axes> at{};
-    const int last = axes - 1;
-    const index run = axes ? a.shape[order[last]] : 1, step = axes ? a.strides[order[last]] : 0;
-    char *there = static_cast<char*>(a.data), *here = memory;
-    while (true) {
-        for (index i = 0; i < run; ++i) {
-            char* const element = there + i * step * width;
-            std::copy_n(gather ? element : here, width, gather ? here : element);
-            here += width;
-        }
-        int k = last - 1;
-        for (; k >= 0; --k) {
-            const int axis = order[k];
-            there += a.strides[axis] * width;
-            if (++at[k] < a.shape[axis]) break;
-            there -= a.strides[axis] * a.shape[axis] * width;
-            at[k] = 0;
-        }
-        if (k < 0) return;
+    Strided s;
+    s.axes = axes;
+    for (int k = 0; k < axes; ++k) {
+        s.shape[k] = a.shape[order[k]];
+        s.from[k] = (gather ? a.strides : dense)[order[k]];
+        s.to[k] = (gather ? dense : a.strides)[order[k]];
     }
+    copy_strided(stream, s, bytes_of(a.dtype), gather ? a.data : memory, gather ? memory : a.data);
 }
 
 // One call: its arrays, checked against x, and copies of those that lie otherwise.
 class Call {
    public:
-    Call(const py::handle& x, int channel_axis, index ghost) : x_(see(x, "x")) {
+    Call(const py::handle& x, int channel_axis, index ghost)
+        : stream_(current_stream()), x_(look(x, "x")) {
         if (!x_.other_dtype.empty()) {
             raise_type("x", "dtype float32, float64, bfloat16 or float16", x_.other_dtype);
         }
@@ -342,9 +159,8 @@ class Call {
         const Seen a = alike(object, name);
         track(a, name, false);
         if (lies_as_x(a)) return address(a);
-        Buffer& copy = scratch(a);
-        copy_elements(a, strides_, static_cast<char*>(copy.data()), true);
-        return copy.data();
+        gathered_.emplace_back(a, scratch(a));
+        return gathered_.back().second;
     }
 
     void* output(const py::handle& object, const char* name) {
@@ -353,14 +169,13 @@ class Call {
         writable(a, name);
         track(a, name, true);
         if (lies_as_x(a)) return address(a);
-        Buffer& copy = scratch(a);
-        back_.emplace_back(a, static_cast<char*>(copy.data()));
-        return copy.data();
+        scattered_.emplace_back(a, scratch(a));
+        return scattered_.back().second;
     }
 
     Values values(const py::handle& object, const char* name, Access access) {
         if (object.is_none()) return {};
-        const Seen a = see(object, name);
+        const Seen a = look(object, name);
         const bool sixteen = bytes_of(shape.dtype) == 2;
         const Dtype wide = shape.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
         if (!a.other_dtype.empty() || (a.dtype != wide && !(sixteen && a.dtype == shape.dtype))) {
@@ -381,18 +196,18 @@ class Call {
     // (number, groups, channels) in float64.
     double* table(const py::handle& object, const char* name, index number, Access access) {
         if (object.is_none()) return nullptr;
-        const std::vector<index> wanted{number, shape.groups(), shape.channels};
-        return static_cast<double*>(dense(object, name, access, "float64", wanted));
+        return static_cast<double*>(
+            memory(object, name, access, "float64", {number, shape.groups(), shape.channels}));
     }
     void statistics(const py::handle& object, Access access) {
-        const Seen a = see(object, "statistics");
+        const Seen a = look(object, "statistics");
         layer.all_tables = a.axes == 3 && a.shape[0] == 6;
         layer.statistics = table(object, "statistics", layer.all_tables ? 6 : 2, access);
     }
     std::uint8_t* gate(const py::handle& object, Access access) {
         if (object.is_none()) return nullptr;
-        const std::vector<index> wanted{gate_bytes(shape)};
-        return static_cast<std::uint8_t*>(dense(object, "gate", access, "uint8", wanted));
+        return static_cast<std::uint8_t*>(
+            memory(object, "gate", access, "uint8", {gate_bytes(shape)}));
     }
 
     // `in_place`: an output may be an input, element by element.
@@ -410,12 +225,19 @@ class Call {
         }
     }
 
-    // Without the lock of Python.
+    // Without the lock of Python, on the stream that the arrays' library works on.
     template <class F>
     void go(F&& f) {
         const py::gil_scoped_release release;
-        f(current_stream());
-        for (const auto& [a, memory] : back_) copy_elements(a, strides_, memory, false);
+        // What came through a capsule is in order with our own stream.
+        const bool mixed = foreign_ && ours_;
+        if (mixed) lend(current_stream(), std::intptr_t(stream_handle(stream_)));
+        for (const auto& [a, memory] : gathered_) copy_elements(stream_, a, strides_, memory, true);
+        f(stream_);
+        for (const auto& [a, memory] : scattered_) {
+            copy_elements(stream_, a, strides_, memory, false);
+        }
+        if (mixed) lend(stream_, std::intptr_t(stream_handle(current_stream())));
     }
 
    private:
@@ -435,37 +257,57 @@ class Call {
     }
 
     void track(const Seen& a, const char* name, bool written) {
-        const index width = a.other_dtype == "uint8" ? 1 : bytes_of(a.dtype);
         const auto* begin = static_cast<const char*>(a.data);
-        const char* end = begin + width;
+        const char* end = begin + bytes_of(a.dtype);
         if (a.size() == 0) return;
         for (int i = 0; i < a.axes; ++i) {
-            const index reach = a.strides[i] * (a.shape[i] - 1) * width;
+            const index reach = a.strides[i] * (a.shape[i] - 1) * bytes_of(a.dtype);
             (reach < 0 ? begin : end) += reach;
         }
         pieces_.push_back({begin, end, name, written});
         if (a.owner) owners_.push_back(a.owner);
     }
-    void* dense(const py::handle& object, const char* name, Access access, const char* dtype,
-                const std::vector<index>& wanted) {
-        const Seen a = see(object, name);
+    // A dense array of its own dtype and shape.
+    void* memory(const py::handle& object, const char* name, Access access, const char* dtype,
+                 const std::vector<index>& wanted) {
+        const Seen a = look(object, name);
         const std::string got = a.other_dtype.empty() ? word(a.dtype) : a.other_dtype;
         if (got != dtype) raise_type(name, std::string("dtype ") + dtype, got);
         if (a.shape_list() != wanted)
             raise_value(name, "shape " + text(wanted), text(a.shape_list()));
         index stride = 1;
-        for (int i = a.axes - 1; i >= 0; stride *= a.shape[i--]) {
+        for (int i = a.axes - 1; i >= 0; --i) {
             if (a.shape[i] > 1 && a.strides[i] != stride && a.size() > 0) {
                 raise_value(name, "a C-contiguous array", "strides " + text(a.stride_list()));
             }
+            stride *= a.shape[i];
         }
         if (access == Access::write) writable(a, name);
-        track(a, name, access == Access::write);
+        const auto* const begin = static_cast<const char*>(a.data);
+        const index bytes = a.size() * (got == "uint8" ? 1 : bytes_of(a.dtype));
+        if (bytes) pieces_.push_back({begin, begin + bytes, name, access == Access::write});
+        if (a.owner) owners_.push_back(a.owner);
         return address(a);
     }
 
-    Seen alike(const py::handle& object, const char* name) const {
+    // An array, and what stream it is on.
+    Seen look(const py::handle& object, const char* name) {
         Seen a = see(object, name);
+        if (!a.exchange) {
+            ours_ = true;
+        } else if (device_type() != dlpack::cpu && !foreign_) {
+            void* theirs = nullptr;
+            if (a.exchange->current_stream(device_type(), 0, &theirs) != 0) {
+                throw py::error_already_set();
+            }
+            stream_ = foreign_stream(reinterpret_cast<std::uintptr_t>(theirs));
+            foreign_ = true;
+        }
+        return a;
+    }
+
+    Seen alike(const py::handle& object, const char* name) {
+        Seen a = look(object, name);
         if (!a.other_dtype.empty() || a.dtype != x_.dtype) {
             raise_type(name, std::string("dtype ") + word(x_.dtype),
                        a.other_dtype.empty() ? word(a.dtype) : a.other_dtype);
@@ -483,9 +325,9 @@ class Call {
         return true;
     }
 
-    Buffer& scratch(const Seen& a) {
-        buffers_.emplace_back(current_stream(), std::size_t(a.size() * bytes_of(a.dtype)));
-        return buffers_.back();
+    void* scratch(const Seen& a) {
+        buffers_.emplace_back(stream_, std::size_t(a.size() * bytes_of(a.dtype)));
+        return buffers_.back().data();
     }
 
     // The axes in the order of x's memory; a sub-batch needs the first axis outermost.
@@ -524,12 +366,14 @@ class Call {
         if (parts) shape.group = shape.outer / x_.shape[0] * ghost;
     }
 
+    Stream stream_;
+    bool foreign_ = false, ours_ = false;  // whether arrays are of other streams, and of our own
     Seen x_;
     std::array<index, most_axes> strides_{};
     std::vector<Piece> pieces_;
     std::vector<py::object> owners_;
     std::vector<Buffer> buffers_;
-    std::vector<std::pair<Seen, char*>> back_;
+    std::vector<std::pair<Seen, void*>> gathered_, scattered_;
 };
 
 // (x, channel axis, sub-batch, weight, bias, statistics, activation, slope, residual, gate)
@@ -559,7 +403,9 @@ Parts parts_of(Call& call, const py::tuple& parts, int number) {
             call.table(parts[0], "sums", number, access), parts[1].cast<double>()};
 }
 
-void bind(py::module_& m) {
+}  // namespace
+
+void bind_batch_norm(py::module_& m) {
     m.def("batch_norm_gate_bytes", [](const py::object& x, int axis, index ghost) {
         return gate_bytes(Call(x, axis, ghost).shape);
     });
@@ -676,16 +522,6 @@ void bind(py::module_& m) {
                          dbias_t);
               });
           });
-}
-
-}  // namespace whole
-
-}  // namespace
-
-void bind_batch_norm(py::module_& m) {
-    bind<float>(m, "float32");
-    bind<double>(m, "float64");
-    whole::bind(m);
 }
 
 SP_END

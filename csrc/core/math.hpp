@@ -148,30 +148,37 @@ SP_HD T sigmoid(T x) {
 
 // (1 + 2u) exp(u^2) erfc(u) as a polynomial in (u - center) / (u + center), for 0 <= u <= limit /
 // sqrt(2): interpolated at Chebyshev points, relative error 3e-9 and 1.3e-17.
+// A function gives the coefficients: device code has no static arrays of the host's.
+template <int n>
+struct Coefficients {
+    double of[n];
+};
 template <class T>
 struct ScaledErfc;
 template <>
 struct ScaledErfc<float> {
     static constexpr float center = 3.f, limit = 14.4f;
     static constexpr int degree = 10;
-    static constexpr double coefficient[] = {1.253008058,      -0.1356211448,   -0.04756228937,
-                                             0.1296466124,     -0.1192724743,   0.06829336743,
-                                             -0.02379134803,   0.002578845361,  0.00199637574,
-                                             -0.0007957492334, -0.0002763902556};
+    static constexpr Coefficients<degree + 1> coefficients() {
+        return {{1.253008058, -0.1356211448, -0.04756228937, 0.1296466124, -0.1192724743,
+                 0.06829336743, -0.02379134803, 0.002578845361, 0.00199637574, -0.0007957492334,
+                 -0.0002763902556}};
+    }
 };
 template <>
 struct ScaledErfc<double> {
     static constexpr double center = 4.0, limit = 38.7;
     static constexpr int degree = 22;
-    static constexpr double coefficient[] = {
-        1.2329951186255525059,     -0.13962111684056286333,    0.015379652102621043262,
-        0.068097054254734144666,   -0.10103906603637069918,    0.093732834996888935868,
-        -0.066330365811081951068,  0.037167515561271469011,    -0.016197734064610132293,
-        0.005031969763652847083,   -0.00075777330274426222352, -0.00019925553039734190841,
-        0.00015062207974061901018, -0.00002440316317659252323, -0.000011224365307564074504,
-        5.7180436097735591913e-6,  3.0071444837511045639e-7,   -8.3561472192893469653e-7,
-        6.3181009863660534825e-8,  1.158854295654146566e-7,    -7.7832961150222933535e-9,
-        -1.3911553945327149177e-8, -1.8947876100626395462e-9};
+    static constexpr Coefficients<degree + 1> coefficients() {
+        return {{1.2329951186255525059,     -0.13962111684056286333,    0.015379652102621043262,
+                 0.068097054254734144666,   -0.10103906603637069918,    0.093732834996888935868,
+                 -0.066330365811081951068,  0.037167515561271469011,    -0.016197734064610132293,
+                 0.005031969763652847083,   -0.00075777330274426222352, -0.00019925553039734190841,
+                 0.00015062207974061901018, -0.00002440316317659252323, -0.000011224365307564074504,
+                 5.7180436097735591913e-6,  3.0071444837511045639e-7,   -8.3561472192893469653e-7,
+                 6.3181009863660534825e-8,  1.158854295654146566e-7,    -7.7832961150222933535e-9,
+                 -1.3911553945327149177e-8, -1.8947876100626395462e-9}};
+    }
 };
 
 // exp(-x^2/2), with the rounding of the square made good: it would cost |x|^2/2 ulp.
@@ -191,13 +198,14 @@ SP_HD T normal_cdf(T x) {
     const T a = x < T(0) ? -x : x;
     const T u = (a > T(E::limit) ? T(E::limit) : a) * T(0.70710678118654752440);
     const T t = (u - T(E::center)) / (u + T(E::center));
-    T p = T(E::coefficient[E::degree]);
+    constexpr auto coefficient = E::coefficients();
+    T p = T(coefficient.of[E::degree]);
 #if defined(__CUDACC__)
 #pragma unroll
 #else
 #pragma GCC unroll 24
 #endif
-    for (int i = E::degree - 1; i >= 0; --i) p = std::fma(p, t, T(E::coefficient[i]));
+    for (int i = E::degree - 1; i >= 0; --i) p = std::fma(p, t, T(coefficient.of[i]));
     const T tail = T(0.5) * bell(x) * (p / (T(1) + T(2) * u));
     return x < T(0) ? tail : T(1) - tail;
 }

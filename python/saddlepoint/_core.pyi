@@ -107,61 +107,6 @@ class Pass_float32:
 
 class Pass_float64(Pass_float32): ...
 
-def batch_norm_forward_float32(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    training: bool,
-    momentum: float,
-    eps: float,
-    out: Any,
-    mean: Any,
-    r: Any,
-) -> None: ...
-def batch_norm_backward_float32(
-    dy: Any,
-    x: Any,
-    weight: Any,
-    mean: Any,
-    r: Any,
-    frozen: bool,
-    dx: Any,
-    dweight: Any,
-    dbias: Any,
-) -> None: ...
-def batch_norm_tangent_float32(
-    x_tangent: Any,
-    weight_tangent: Any,
-    bias_tangent: Any,
-    x: Any,
-    weight: Any,
-    mean: Any,
-    r: Any,
-    frozen: bool,
-    y_tangent: Any,
-) -> None: ...
-def batch_norm_backward_tangent_float32(
-    dy_tangent: Any,
-    dy: Any,
-    x_tangent: Any,
-    weight_tangent: Any,
-    x: Any,
-    weight: Any,
-    mean: Any,
-    r: Any,
-    frozen: bool,
-    dx_tangent: Any,
-    dweight_tangent: Any,
-    dbias_tangent: Any,
-) -> None: ...
-
-batch_norm_forward_float64 = batch_norm_forward_float32
-batch_norm_backward_float64 = batch_norm_backward_float32
-batch_norm_tangent_float64 = batch_norm_tangent_float32
-batch_norm_backward_tangent_float64 = batch_norm_backward_tangent_float32
-
 def batch_norm_gate_bytes(x: Any, axis: int, ghost: int) -> int: ...
 def batch_norm_moments(x: Any, axis: int, out: Any) -> None: ...
 def batch_norm_forward(

@@ -110,6 +110,12 @@ class Vector:
         view._offset = self._offset + begin * math.prod(self.shape[1:])
         return view
 
+    def reshaped(self, shape: tuple[int, ...]) -> Vector:
+        """The same elements in another shape, in the same memory."""
+        if math.prod(shape) != self.size or (self.order != "C" and self.ndim > 1):
+            raise ValueError(expected("shape", f"one of {self.size} elements in C order", shape))
+        return self._view(shape, "C")
+
     def _view(self, shape: tuple[int, ...], order: str) -> Vector:
         view = object.__new__(Vector)
         view.shape, view.dtype, view.device, view.order = shape, self.dtype, self.device, order
@@ -121,6 +127,15 @@ class Vector:
         """A copy of a host array on a device."""
         float_dtype(x.dtype, "x")
         return cls._from_host(x, device)
+
+    @classmethod
+    def of_bytes(cls, count: int, device: str = "cpu") -> Vector:
+        """Bytes, for what is no number."""
+        vector = object.__new__(cls)
+        vector.shape, vector.dtype = (count,), np.dtype(np.uint8)
+        vector.device, vector.order = device, "C"
+        vector._buffer, vector._offset = module(device).Buffer(count), 0
+        return vector
 
     @classmethod
     def _from_host(cls, x: NDArray[Any], device: str) -> Vector:

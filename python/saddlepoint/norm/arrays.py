@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import expected
-from ..vector import ArrayLike, Vector
+from ..vector import ArrayLike, Vector, axpy, in_float64
 
-__all__ = ["channel_like", "dense_like", "double_table", "octets", "stacked"]
+__all__ = ["channel_like", "dense_like", "double_table", "octets", "row_of", "stacked"]
 
 
 def _torch(x: ArrayLike) -> Any:
@@ -71,7 +71,17 @@ def octets(x: ArrayLike, count: int) -> ArrayLike:
     torch = _torch(x)
     if torch is not None:
         return x.new_empty(count, dtype=torch.uint8)
+    if isinstance(x, Vector):
+        return Vector.of_bytes(count, x.device)
     return np.empty(count, np.uint8)
+
+
+def row_of(table: ArrayLike, k: int) -> ArrayLike:
+    """Row k of a table (rows, groups, channels) in the same memory; (channels,) of one group."""
+    if isinstance(table, Vector):
+        row = table.rows(slice(k, k + 1))
+        return row.reshaped(table.shape[2:] if table.shape[1] == 1 else table.shape[1:])
+    return table[k, 0] if table.shape[1] == 1 else table[k]
 
 
 def stacked(x: ArrayLike, *rows: ArrayLike) -> ArrayLike:
@@ -79,4 +89,9 @@ def stacked(x: ArrayLike, *rows: ArrayLike) -> ArrayLike:
     torch = _torch(x)
     if torch is not None:
         return torch.stack([row.double() for row in rows]).reshape(len(rows), 1, -1)
+    if isinstance(x, Vector):
+        table = double_table(x, len(rows), 1, rows[0].size)  # zero
+        for k, row in enumerate(rows):
+            axpy(1.0, row if row.dtype == np.float64 else in_float64(row), row_of(table, k))
+        return table
     return np.stack([np.asarray(row, np.float64) for row in rows]).reshape(len(rows), 1, -1)

@@ -13,8 +13,7 @@ from .._native import module as module_for
 from .._native import module_of
 from ..errors import expected
 from ..vector import ArrayLike, Vector, gather
-from . import columns
-from .arrays import channel_like, dense_like, double_table, octets, stacked
+from .arrays import channel_like, dense_like, double_table, octets, row_of, stacked
 
 __all__ = [
     "Moments",
@@ -135,14 +134,10 @@ class Saved:
         return self._row(1)
 
     def _row(self, k: int) -> ArrayLike:
-        table = self.statistics
-        if isinstance(table, tuple):  # of `columns`
-            return table[k]
-        if isinstance(table, Vector):
-            row = gather(table)[k].astype(channel_like(self.x, 0).dtype)
-            return Vector.from_numpy(row.reshape(-1) if len(row) == 1 else row, table.device)
-        row = table[k, 0] if table.shape[1] == 1 else table[k]
+        row = row_of(self.statistics, k)
         dtype = channel_like(self.x, 0).dtype
+        if isinstance(row, Vector):
+            return Vector.from_numpy(gather(row).astype(dtype), row.device)
         return row.to(dtype) if hasattr(row, "to") else row.astype(dtype)
 
     @property
@@ -307,14 +302,6 @@ def batch_norm(
         where = "in renormalization" if training else "in evaluation"
         raise ValueError(expected("running_mean", f"an array {where}", None))
     module = _module(x)
-    if module is not module_for("cpu"):
-        others = (activation, residual, count, ghost, renorm, noise)
-        y, weight, pair = columns.forward(
-            x, weight, bias, (running_mean, running_var), training,
-            0.1 if momentum is None else momentum, eps, out,
-            momentum is None or any(other is not None for other in others),
-        )  # fmt: skip
-        return y, Saved(x, weight, bias, pair, training)
     axis = _axis(layout, x)
     rows = int(x.shape[0])
     if ghost is not None and ghost < 1:
@@ -392,9 +379,6 @@ def batch_norm_backward(
         processes in place, when the batch is spread over several. dweight and dbias are this
         process's own.
     """
-    if isinstance(saved.statistics, tuple):
-        mean, r = saved.statistics
-        return columns.backward(dy, saved.x, saved.weight, mean, r, not saved.training)
     dx = dense_like(saved.x) if out is None else out
     dweight, dbias = _gradients(saved)
     dresidual = dense_like(saved.x) if saved.has_residual else None
@@ -423,12 +407,6 @@ def batch_norm_tangent(
     A tangent that is None is zero. ``reduce`` is as in `batch_norm_backward`, for the sums of x'
     and h x'.
     """
-    if isinstance(saved.statistics, tuple):
-        mean, r = saved.statistics
-        return columns.tangent(
-            x_tangent, weight_tangent, bias_tangent, saved.x, saved.weight, mean, r,
-            not saved.training,
-        )  # fmt: skip
     yt = dense_like(saved.x)
     function, layer, weighs = _module(saved.x).batch_norm_tangent, saved._layer, saved._weighs
     along = (x_tangent, weight_tangent, bias_tangent, residual_tangent)
@@ -505,6 +483,8 @@ def _second(
     if reduce is None:
         function(layer, (None, weighs, _ALL), *given, *outputs, dweight_t, dbias_t)
         return dweight_t, dbias_t
+    if isinstance(saved.x, Vector):
+        raise TypeError(expected("reduce", "None for a Vector, which has no arithmetic", "one"))
     nothing = (None,) * 5
     sums = double_table(saved.x, 7, saved._groups, saved._channels)
     function(layer, (sums, weighs, _SUMS), *given, *nothing)
@@ -549,12 +529,6 @@ def batch_norm_backward_tangent(
     A tangent that is None is zero. ``reduce`` is as in `batch_norm_backward`, for float64 arrays
     (7 or 2, 1, C); it is called once, twice with a smooth activation.
     """
-    if isinstance(saved.statistics, tuple):
-        mean, r = saved.statistics
-        return columns.backward_tangent(
-            dy_tangent, dy, x_tangent, weight_tangent, saved.x, saved.weight, mean, r,
-            not saved.training,
-        )  # fmt: skip
     dxt = dense_like(saved.x)
     dresidual_t = dense_like(saved.x) if saved.has_residual else None
     along = (x_tangent, weight_tangent, bias_tangent, residual_tangent)
@@ -585,12 +559,6 @@ def batch_norm_double_backward(
     along it with dy held fixed, by the symmetry of second derivatives.
     """
     along = (ddx, ddweight, ddbias, ddresidual)
-    if isinstance(saved.statistics, tuple):
-        zero = dense_like(saved.x)
-        zero[:] = 0.0
-        ddx = zero if ddx is None else ddx
-        ddy = batch_norm_tangent(ddx, saved, ddweight, ddbias)
-        return (ddy, *batch_norm_backward_tangent(dy, zero, ddx, saved, ddweight)[:2])
     curved = saved.activation in ("gelu", "tanh")
     dx, ddy = dense_like(saved.x), dense_like(saved.x)
     dresidual = dense_like(saved.x) if saved.has_residual and curved else None
@@ -619,11 +587,13 @@ def batch_norm_statistics(x: ArrayLike, layout: str = "NCHW") -> Moments:
     for a, n in enumerate(x.shape):
         if a != axis:
             count *= int(n)
-    return Moments(count, table[0, 0], table[1, 0])
+    return Moments(count, row_of(table, 0), row_of(table, 1))
 
 
 def combine(parts: Sequence[tuple[int, ArrayLike, ArrayLike]]) -> Moments:
     """The statistics of all parts together (Chan, Golub & LeVeque 1983); empty parts are fine.
+
+    Of `Vector`s it is done on the host: they are a few numbers.
 
     Examples
     --------
@@ -636,6 +606,9 @@ def combine(parts: Sequence[tuple[int, ArrayLike, ArrayLike]]) -> Moments:
     """
     if not parts:
         raise ValueError(expected("parts", "at least one", "none"))
+    device = parts[0][1].device if isinstance(parts[0][1], Vector) else None
+    if device is not None:
+        parts = [(count, gather(mean), gather(m2)) for count, mean, m2 in parts]
     total, mean, m2 = 0, parts[0][1] * 0.0, parts[0][2] * 0.0
     for count, part_mean, part_m2 in parts:
         count = int(count)
@@ -645,6 +618,8 @@ def combine(parts: Sequence[tuple[int, ArrayLike, ArrayLike]]) -> Moments:
         distance = part_mean - mean
         mean = mean + distance * (count / total)
         m2 = m2 + part_m2 + distance * distance * (count * (total - count) / total)
+    if device is not None:
+        mean, m2 = Vector.from_numpy(mean, device), Vector.from_numpy(m2, device)
     return Moments(total, mean, m2)
 
 
@@ -699,7 +674,7 @@ def batch_norm_backward_reduce(dy: ArrayLike, saved: Saved) -> tuple[ArrayLike, 
     sums = double_table(saved.x, 2, saved._groups, saved._channels)
     function = _module(saved.x).batch_norm_backward
     function(saved._layer, (sums, saved._weighs, _SUMS), dy, None, None, None, None)
-    return sums[0, 0], sums[1, 0]
+    return row_of(sums, 0), row_of(sums, 1)
 
 
 def batch_norm_backward_apply(
