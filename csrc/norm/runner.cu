@@ -44,7 +44,7 @@ Tiles tiles_of(const Cut& cut) {
     t.groups = cut.groups();
     t.wide = cut.wide;
     t.width = cut.width;
-    t.group_bits = cut.group_bits();
+    t.group_bits = cut.bits_of_rows(cut.group);
     t.across = power_from(up(cut.width, lanes), cut.wide > 1 ? threads : warp);
     t.tiles = up(cut.width, index(t.across) * lanes);
     const index at_once = threads / t.across, rows = cut.group / cut.wide;

@@ -217,10 +217,15 @@ void sum_same(const F& function, const Sweep& sweep, const Runs& runs, const dou
             const index most = i + 2 * lanes * (pairs_in_float - pairs);
             const index end = std::min(n - 2 * lanes, most - 2 * lanes);
             const index from = i;
+            V even[m], odd[m];  // which nobody else sees: they stay in registers
+#pragma GCC unroll 8
+            for (int k = 0; k < m; ++k) even[k] = sum[0][k], odd[k] = sum[1][k];
             for (; i <= end; i += 2 * lanes) {
-                step(i, lanes, sum[0], no);
-                step(i + lanes, lanes, sum[1], no);
+                step(i, lanes, even, no);
+                step(i + lanes, lanes, odd, no);
             }
+#pragma GCC unroll 8
+            for (int k = 0; k < m; ++k) sum[0][k] = even[k], sum[1][k] = odd[k];
             pairs += (i - from) / (2 * lanes);
             if (pairs == pairs_in_float) {
                 fold();
