@@ -51,6 +51,11 @@ struct Arrays {
     }
 };
 
+// How many elements ahead memory is asked for: further than the processor looks by itself. Where a
+// run ends, what follows belongs to the next channel and is wanted soon.
+template <class S>
+constexpr index ahead = 2048 / sizeof(S);
+
 // What a function reads at an element and after; `n` lanes where `partial`.
 template <class F, class S, bool partial>
 SP_HD void read(const Arrays<S>& a, index at, index n, Pack<Computed<S>>* in) {
@@ -63,6 +68,7 @@ SP_HD void read(const Arrays<S>& a, index at, index n, Pack<Computed<S>>* in) {
             in[j] = Elements<S>::load(a.in[j] + at, n);
         } else {
             in[j] = Elements<S>::load(a.in[j] + at);
+            __builtin_prefetch(a.in[j] + at + ahead<S>);
         }
     }
 }
@@ -117,6 +123,7 @@ void map_runs(const F& function, const Sweep& sweep, const Runs& runs, const C& 
                     Elements<S>::stream(to, out[j]);
                 } else {
                     Elements<S>::store(to, out[j]);
+                    __builtin_prefetch(to + ahead<S>, 1);
                 }
             }
         };
