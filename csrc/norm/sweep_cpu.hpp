@@ -58,7 +58,8 @@ constexpr index ahead = 2048 / sizeof(S);
 
 // What a function reads at an element and after; `n` lanes where `partial`.
 template <class F, class S, bool partial>
-SP_HD void read(const Arrays<S>& a, index at, index n, Pack<Computed<S>>* in) {
+SP_HD void read(const Arrays<S>& a, index at, index n, Pack<Computed<S>>* in,
+                index next = ahead<S>) {
 #pragma GCC unroll 8
     for (int j = 0; j < inputs; ++j) {
         if (!(F::reads >> j & 1)) continue;
@@ -68,7 +69,7 @@ SP_HD void read(const Arrays<S>& a, index at, index n, Pack<Computed<S>>* in) {
             in[j] = Elements<S>::load(a.in[j] + at, n);
         } else {
             in[j] = Elements<S>::load(a.in[j] + at);
-            __builtin_prefetch(a.in[j] + at + ahead<S>);
+            __builtin_prefetch(a.in[j] + at + next);
         }
     }
 }
@@ -304,7 +305,8 @@ void sum_each(const F& function, const Sweep& sweep, const Runs& runs, const Com
 #pragma GCC unroll 8
             for (index r = 0; r < rows; ++r) {
                 V in[inputs], term[m], gate;
-                read<F, S, is_partial>(a, base + r * runs.stride + i, n - i, in);
+                read<F, S, is_partial>(a, base + r * runs.stride + i, n - i, in,
+                                       rows * runs.stride);
                 if (a.gate) gate = load_bits<T>(a.gate + bits + r * runs.gate_stride + i / 8);
                 f(in, c, term, gate);
 #pragma GCC unroll 8
