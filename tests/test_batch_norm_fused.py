@@ -1016,3 +1016,24 @@ def test_refused_memory() -> None:
     saved = norm.batch_norm(x)[1]
     with pytest.raises(ValueError, match=re.escape("dy: expected shape (4, 3, 2), got (4, 3)")):
         norm.batch_norm_backward(X[:, :, 0], saved)
+
+
+@pytest.mark.parametrize(
+    "lazy",
+    [
+        torch.ones(4, 3, dtype=torch.complex64).conj().imag,
+        torch._efficientzerotensor(4, 3),
+    ],
+    ids=["negative", "zero"],
+)
+def test_numbers_that_are_not_in_memory(lazy: torch.Tensor) -> None:
+    """PyTorch's lazy tensors say nothing of it through DLPack."""
+    x = torch.randn(4, 3)
+    with pytest.raises(ValueError, match="x: expected its numbers in memory"):
+        norm.batch_norm(lazy)
+    with pytest.raises(ValueError, match="residual: expected its numbers in memory"):
+        norm.batch_norm(x, residual=lazy)
+    _, saved = norm.batch_norm(x)
+    with pytest.raises(ValueError, match="dy: expected its numbers in memory"):
+        norm.batch_norm_backward(lazy, saved)
+    norm.batch_norm(lazy.clone())

@@ -290,9 +290,25 @@ class Call {
         return address(a);
     }
 
+    // PyTorch has negatives and zeros that are not in memory, which the exchange says nothing of.
+    static void in_memory(const py::handle& object, const char* name) {
+        static PyObject* const lazy[] = {PyUnicode_InternFromString("is_neg"),
+                                         PyUnicode_InternFromString("_is_zerotensor")};
+        for (PyObject* const question : lazy) {
+            PyObject* const answer = PyObject_CallMethodObjArgs(object.ptr(), question, nullptr);
+            const bool yes = answer == Py_True;
+            Py_XDECREF(answer);
+            PyErr_Clear();  // others have no such method
+            if (yes) {
+                raise_value(name, "its numbers in memory", "a lazy negative or zero (clone it)");
+            }
+        }
+    }
+
     // An array, and what stream it is on.
     Seen look(const py::handle& object, const char* name) {
         Seen a = see(object, name);
+        if (a.exchange) in_memory(object, name);
         if (!a.exchange) {
             ours_ = true;
         } else if (device_type() != dlpack::cpu && !foreign_) {
