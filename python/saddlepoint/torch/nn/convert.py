@@ -71,6 +71,11 @@ def convert_sync_batchnorm(module: Module, process_group: Any = None) -> Module:
     process_group : optional
         The processes; all of them by default.
 
+    Notes
+    -----
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` takes our modules for PyTorch's and would drop
+    their activations.
+
     Raises
     ------
     ValueError
