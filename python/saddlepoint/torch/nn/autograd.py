@@ -381,26 +381,30 @@ def _forward_shared(
     own = torch.cat([part.mean.new_tensor([part.elements]), part.mean, part.m2])
     everyone = [torch.empty_like(own) for _ in range(distributed.get_world_size(call.group))]
     distributed.all_gather(everyone, own, group=call.group)
-    whole = norm.combine([(int(e[0]), e[1 : channels + 1], e[channels + 1 :]) for e in everyone])
-    call.elements = whole.elements
-    if whole.elements == 1:
+    # `norm.combine` of all at once: a device is asked for one number, and given few kernels.
+    table = torch.stack(everyone)
+    counts, means, squares = table[:, :1], table[:, 1 : channels + 1], table[:, channels + 1 :]
+    call.elements = int(counts.sum())
+    mean = (counts * means).sum(0) / max(call.elements, 1)
+    m2 = (squares + counts * (means - mean).square()).sum(0)
+    if call.elements == 1:
         raise ValueError(
             expected("x", "more than 1 value per channel when training", "1 in all processes")
         )
-    variance = whole.m2 / max(whole.elements, 1)
+    variance = m2 / max(call.elements, 1)
     y, saved = norm.batch_norm_apply(
-        x, whole.mean, torch.rsqrt(variance + call.eps), weight, bias, call.activation, residual,
-        negative_slope=call.negative_slope, count=whole.elements,
+        x, mean, torch.rsqrt(variance + call.eps), weight, bias, call.activation, residual,
+        negative_slope=call.negative_slope, count=call.elements,
     )  # fmt: skip
-    if whole.elements > 1:
+    if call.elements > 1:
         if batches is not None:
             batches.add_(1)
         if running_mean is not None and running_var is not None:
             share = call.momentum
             if share is None:
                 share = 1.0 / float(cast(Tensor, batches))
-            unbiased = whole.m2 / (whole.elements - 1)
-            for old, new in ((running_mean, whole.mean), (running_var, unbiased)):
+            unbiased = m2 / (call.elements - 1)
+            for old, new in ((running_mean, mean), (running_var, unbiased)):
                 old.copy_(old.double().lerp(new, share))
     return y, saved
 
