@@ -183,6 +183,13 @@ def test_importing_is_light() -> None:
         assert heavy == []  # even when every name has been used
 
 
+def test_the_torch_face_does_not_wake_the_compiler() -> None:
+    """PyTorch's compiler takes a second to import."""
+    code = "import sys, torch, saddlepoint.torch; print('torch._dynamo' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert out.stdout.split() == ["False"]
+
+
 def test_public_names_are_what_they_are_called_whatever_was_imported_before() -> None:
     code = (
         "import pkgutil, importlib, saddlepoint as sp\n"

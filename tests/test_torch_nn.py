@@ -11,7 +11,6 @@ import inspect
 import io
 import itertools
 import pickle
-import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -1841,19 +1840,15 @@ def test_a_relu_with_hooks_is_not_folded(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
-def test_hooks_of_a_norm_are_kept_or_refused(rng: np.random.Generator, kind: str) -> None:
-    """And if kept, they see what they saw."""
+def test_hooks_of_a_norm_are_kept(rng: np.random.Generator, kind: str) -> None:
+    """And see what they saw."""
     seen: list[list[Any]] = []
     net = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()).double()
     register = getattr(net[0], f"register_{kind}_hook")
     register(lambda m, *args: seen.append(torch.utils._pytree.tree_leaves(args)))
     x = normal(rng, 5, 3).requires_grad_()
     net(x).square().sum().backward()
-    try:
-        mine = ours.convert_batch_norm(net)
-    except ValueError as error:
-        assert re.search("hook", str(error))  # noqa: PT017
-        return
+    mine = ours.convert_batch_norm(net)
     mine(x).square().sum().backward()
     assert len(seen) == 2
     assert_near([t.detach() for t in seen[1]], [t.detach() for t in seen[0]])

@@ -7,6 +7,7 @@ the tests then look at what they told.
 from __future__ import annotations
 
 import copy
+import pickle
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -165,6 +166,10 @@ def groups(rank: int, world: int) -> Told:
     y = bn(x)
     (dx,) = torch.autograd.grad(y.pow(3).sum(), x)
     model = ours.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm1d(CHANNELS)).double(), group)
+    # A module holds no group that it was not given, so it can be copied in the middle of a run.
+    whole = ours.SyncBatchNorm(CHANNELS, dtype=torch.float64)
+    whole(x.detach())
+    assert_near(list(pickle.loads(pickle.dumps(whole)).buffers()), list(whole.buffers()), 0.0)
     return {"y": y, "dx": dx, "converted": model(x)} | state(bn)
 
 
@@ -383,10 +388,8 @@ def test_differing_directions_raise_everywhere(answers: Answers) -> None:
 
 
 def test_differing_directions_of_the_bias(answers: Answers) -> None:
-    """Every process may have a bias of its own: the result is right, or refused everywhere."""
+    """Every process may move a bias of its own."""
     told = answers("differing_directions", "bias")
-    if all(isinstance(t, str) for t in told):
-        return
     x = torch.cat([normal(numbers(f"{k}"), 4, CHANNELS) for k in range(answers.world)])
     bias = torch.zeros_like(x)
     x.requires_grad_(), bias.requires_grad_()

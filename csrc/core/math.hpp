@@ -219,6 +219,12 @@ SP_HD Dual<T> tanh(Dual<T> x) {
     const T y = tanh(x.value);
     return {y, (T(1) - y * y) * x.tangent};
 }
+// tanh', of a scalar or a dual number.
+template <class V>
+SP_HD V tanh_slope(V x) {
+    const V y = tanh(x);
+    return scalar_of<V>(1) - y * y;
+}
 template <class T>
 SP_HD Dual<T> sigmoid(Dual<T> x) {
     const T y = sigmoid(x.value);

@@ -29,8 +29,7 @@ struct Tanh {
     }
     template <class V>
     static SP_HD V slope(V x) {
-        const V y = tanh(x);
-        return scalar_of<V>(1) - y * y;
+        return tanh_slope(x);
     }
 };
 

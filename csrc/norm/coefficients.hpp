@@ -30,9 +30,12 @@ struct Task {
         const Shape& s = layer.shape;
         return sums[(k * s.groups() + g) * s.channels + c];
     }
+    // What a sum is multiplied by to make a mean.
+    SP_HD double share(index g) const {
+        return weighs < 0.0 ? 1.0 / double(layer.shape.count_of(g)) : weighs;
+    }
     SP_HD double mean(int k, index g, index c) const {
-        if (weighs == 0.0) return 0.0;
-        return (weighs < 0.0 ? 1.0 / double(layer.shape.count_of(g)) : weighs) * sum(k, g, c);
+        return weighs == 0.0 ? 0.0 : share(g) * sum(k, g, c);
     }
 };
 
@@ -93,8 +96,7 @@ SP_HD double product(const Task& t, const Channel& k, index g, index c) {
 SP_HD void second(const Task& t, const Channel& k, index g, index c, double times_h, double* e) {
     const double x1 = t.mean(X1, g, c), x2 = t.mean(X2, g, c);
     const double m1 = t.mean(S1, g, c), m2 = t.mean(S2, g, c);
-    const double weighs = t.weighs < 0.0 ? 1.0 / double(t.layer.shape.count_of(g)) : t.weighs;
-    const double m1t = t.mean(S4, g, c), m2t = weighs * product(t, k, g, c);
+    const double m1t = t.mean(S4, g, c), m2t = t.share(g) * product(t, k, g, c);
     const double scale_t = k.r * times_h, d = k.scale;
     const double onto_h = -scale_t * m2 + d * k.r * x2 * m2 - d * m2t;
     e[0] = scale_t;

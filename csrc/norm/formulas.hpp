@@ -152,8 +152,7 @@ struct Tanh : Smooth<Tanh> {
     }
     template <class N>
     static SP_HD N slope(N x) {
-        const N y = tanh(x);
-        return scalar_of<N>(1) - y * y;
+        return tanh_slope(x);
     }
 };
 

@@ -63,7 +63,7 @@ class Call:
         return partial(distributed.all_reduce, group=self.group) if self.shared else None
 
     def saved(self, tensors: tuple[Any, ...]) -> Saved:
-        """The record that `saddlepoint.norm` wants, of the tensors that ``kept`` told."""
+        """The record that `saddlepoint.norm` wants, of what autograd kept."""
         x, weight, bias, residual, statistics, gate = tensors
         ghost = self.ghost if self.training and self.ghost and self.ghost < len(x) else 0
         return Saved(

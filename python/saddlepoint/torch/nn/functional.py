@@ -54,8 +54,17 @@ def batch_norm(
         Of processes that share the statistics in training, ``torch.distributed.group.WORLD`` say;
         their shares may be empty, and each must call.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For wrong dtypes or shapes, one value a channel in training, or an unknown activation.
+    RuntimeError
+        For a third derivative, ``vmap`` over running statistics, and tracing by
+        ``torch.func.linearize`` or ``make_fx``.
+
     Notes
     -----
+    Batch normalization of Ioffe & Szegedy (2015); mean and variance over all axes but the second.
     Differentiable twice in forward and reverse mode, in any composition, also by ``torch.func``;
     a third derivative raises RuntimeError. (Inside ``dual_level`` a gradient has a tangent, so the
     gradient of a tangent is of third order there: take it outside.) Under ``torch.compile`` a call

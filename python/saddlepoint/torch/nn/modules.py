@@ -25,7 +25,6 @@ class Fused(_BatchNorm):
     ghost: int | None = None
     renorm: tuple[float, float] | None = None
     noise: Noise | None = None
-    _group: Any = None
 
     def __init__(
         self,
@@ -76,8 +75,12 @@ class Fused(_BatchNorm):
             renorm=self.renorm,
             noise=None if self.noise is None or not batch else self._drawn_noise(),
             num_batches_tracked=self.num_batches_tracked if tracked else None,
-            process_group=self._group,
+            process_group=self._sharing() if self.training else None,
         )
+
+    def _sharing(self) -> Any:
+        """The processes that share their statistics."""
+        return None
 
     def _drawn_noise(self) -> Noise:
         # By PyTorch's generator, as dropout: checkpoints and `manual_seed` repeat it.
@@ -189,13 +192,11 @@ class SyncBatchNorm(Fused):
         )  # fmt: skip
         self.process_group = process_group
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """As of the other modules, with everybody's statistics in training."""
-        there = distributed.is_available() and distributed.is_initialized()
-        group = (self.process_group or distributed.group.WORLD) if there else None
-        alone = group is None or distributed.get_world_size(group) == 1
-        self._group = None if alone else group
-        return super().forward(input, residual)
+    def _sharing(self) -> Any:
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return None
+        group = self.process_group or distributed.group.WORLD
+        return group if distributed.get_world_size(group) > 1 else None
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
