@@ -694,8 +694,8 @@ def test_centered_rmsprop_on_constant_gradients_needs_the_clamp(
 
 
 def test_empty_arrays() -> None:
-    p, nothing = np.ones(3), np.empty((0, 4))
-    optim.SGD([nothing, p, nothing], lr=1.0).step([nothing, p.copy(), nothing])
+    p, nothing, none = np.ones(3), np.empty((0, 4)), np.empty(0)
+    optim.SGD([nothing, p, none], lr=1.0).step([nothing, p.copy(), none])
     assert_array_equal(p, np.zeros(3))
 
 

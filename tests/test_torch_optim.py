@@ -428,7 +428,7 @@ def _with(state: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 def _with_average(value: Tensor) -> Callable[[dict[str, Any]], None]:
     def change(saved: dict[str, Any]) -> None:
-        saved["saddlepoint"]["ema"][1] = value
+        saved["state"][1]["ema"] = value
 
     return change
 

@@ -88,8 +88,8 @@ struct Bound {
     py::object object;
     View view;
     const dlpack::Exchange* exchange = nullptr;
-    py::object memory;  // keeps the memory, should the object be given other memory
     bool writable = true;
+    bool fixed = false;  // an array of our own, which never moves
     bool valid = false;  // it was looked at and found good
     explicit operator bool() const { return valid; }
 };
@@ -139,9 +139,8 @@ Bound bind(const py::handle& object, const char* name, Access access) {
     if (access == Access::write && !bound.writable) {
         raise_value(name, "a writable array", "a read-only one");
     }
-    if (bound.exchange && py::hasattr(object, "detach")) {
-        bound.memory = object.attr("detach")();
-    }
+    static const py::object own = py::module_::import("saddlepoint.optim.arrays").attr("State");
+    bound.fixed = py::isinstance(object, own);
     bound.valid = true;
     return bound;
 }
@@ -244,13 +243,26 @@ class Written {
 struct Entry {
     Bound p, gradient, ema, copy, remainder;
     std::vector<Bound> states;
-    bool ready = false;   // its states are there
-    bool laid = false;    // and it was laid out as it is
-    bool matrix = false;  // numbered in C order; states have shapes of their own
+    std::vector<Bound> clock;  // where the owner reads the step count and what the rule carries
+    bool ready = false;        // what is beside it is there
+    bool laid = false;         // and it was laid out as it is
+    bool matrix = false;       // numbered in C order; states have shapes of their own
     const PyTypeObject* gradient_type = nullptr;
     // Of the layout.
     std::vector<index> extents, logical;
     std::array<std::vector<index>, 5 + max_states> strides;
+
+    // Whether something beside it is written also where it has no gradient.
+    bool followed() const { return ema || copy; }
+    // All arrays beside the parameter, with what messages call them.
+    template <class F>
+    void for_each_beside(F&& f) {
+        for (Bound& s : states) f(s, "state");
+        for (Bound& s : clock) f(s, "step");
+        if (ema) f(ema, "ema");
+        if (copy) f(copy, "copies");
+        if (remainder) f(remainder, "remainder");
+    }
 };
 
 // What a tensor that hands itself out looked like, and where: all that has to be read again at
@@ -322,7 +334,6 @@ class Update {
             t.hyper = rows[i];
             t.id = ids[i];
             e.matrix = t.rule == int(RuleId::Adafactor) || t.rule == int(RuleId::Muon);
-            e.ready = rules()[t.rule].states == 0 && !e.matrix;
             rows_ = std::max(rows_, rows[i] + 1);
             lay_out(i);
         }
@@ -335,9 +346,12 @@ class Update {
         settle();
     }
 
-    // The arrays beside parameter i.
+    // The arrays beside parameter i. `clock`, if any, are single numbers on the host: the step
+    // count and what the rule carries. They show the clock after each step, and set it when
+    // changed.
     void bind_arrays(std::size_t i, const py::sequence& states, const py::object& ema,
-                     const py::object& copy, const py::object& remainder) {
+                     const py::object& copy, const py::object& remainder,
+                     const py::sequence& clock) {
         Entry& e = entries_.at(i);
         const RuleInfo& rule = rules()[tensors_[i].rule];
         if (!e.matrix && int(states.size()) != rule.states) {
@@ -376,13 +390,24 @@ class Update {
         if (made.remainder && dtype_of(e.p.view.dtype, "params") != Dtype::bf16) {
             raise_type("params", "dtype bfloat16 for a master of 32 bits", name_of(e.p.view.dtype));
         }
+        for (const auto& number : clock) {
+            Bound b = bind(number, "step", Access::write);
+            const Dtype dtype = dtype_of(b.view.dtype, "step");
+            if (b.view.size() != 1 || bytes_of(dtype) == 2 || backend_is_cuda()) {
+                raise_value("step", "one float32 or float64 number on the host",
+                            name_of(b.view.dtype) + " of shape " + text(b.view.shape));
+            }
+            made.clock.push_back(std::move(b));
+        }
         e.states = std::move(made.states);
+        e.clock = std::move(made.clock);
         e.ema = std::move(made.ema);
         e.copy = std::move(made.copy);
         e.remainder = std::move(made.remainder);
         e.ready = true;
         lay_out(i);
-        moved_ = true;
+        moved_ = stale_ = true;
+        show_clock(i);
     }
 
     // Whether these lists, one after the other, hold our parameters.
@@ -399,8 +424,8 @@ class Update {
     }
 
     // Takes the gradients of the next step: a sequence with None where there is none, or None for
-    // the parameters' own `.grad`. Gives the parameters whose arrays are missing; nothing may be
-    // run before they are bound and the gradients taken again.
+    // the parameters' own `.grad`. Gives the parameters whose arrays are missing or lie elsewhere
+    // than they did; nothing may be run before they are bound and the gradients taken again.
     std::vector<std::size_t> collect(const py::object& grads, bool zero) {
         const bool own = grads.is_none();
         py::object fast;
@@ -418,16 +443,7 @@ class Update {
         collected_ = false;
         const std::size_t count = entries_.size();
         held_.assign(count, py::object());
-        // A share of the states is looked at in every step; where one was replaced or moved, all.
-        bool all = false;
-        for (std::size_t k = 0; k < std::min(count, looked_at_each_step); ++k) {
-            const std::size_t i = (window_ + k) % count;
-            const bool before = entries_[i].ready;
-            look_at_states(i);
-            all = all || (before && !entries_[i].ready);
-        }
-        window_ = count ? (window_ + looked_at_each_step) % count : 0;
-        for (std::size_t i = 0; all && i < count; ++i) look_at_states(i);
+        look_beside();
         for (std::size_t i = 0; i < count; ++i) {
             PyObject* const p = glances_[i].object;
             const PyGetSetDef* const get = glances_[i].grad;
@@ -442,6 +458,7 @@ class Update {
             if (g.is_none()) {
                 tensors_[i].gradient.data = nullptr;
                 all_stepped_ = false;
+                if (entries_[i].followed() && !look_at_parameter(i)) missing.push_back(i);
                 continue;
             }
             if (!glance(i, g.ptr())) look_closely(i, g, zero, missing);
@@ -452,6 +469,7 @@ class Update {
             return missing;
         }
         settle();
+        read_clocks();
         for (std::size_t i = 0; i < count; ++i) {
             // Gradients at their old places were compared with what is written before.
             const void* const data = held_[i] ? tensors_[i].gradient.data : nullptr;
@@ -506,6 +524,11 @@ class Update {
             const py::gil_scoped_release unlocked;
             stepper_.step(stream ? foreign_stream(*stream) : current_stream(), tensors_, rows,
                           scalars, options);
+        }
+        if (!backend_is_cuda() && !stepper_.skipped()) {
+            for (std::size_t i = 0; i < entries_.size(); ++i) {
+                if (held_[i]) show_clock(i);
+            }
         }
         release();
     }
@@ -606,14 +629,78 @@ class Update {
         }
     }
 
-    // To look at a tensor costs more than to update a small one, so of many only some are looked at
-    // in a step, beside those whose parameter moved. The old memory is kept alive until then.
-    static constexpr std::size_t looked_at_each_step = 64;
+    static bool backend_is_cuda() { return device_type() != dlpack::cpu; }
 
-    void look_at_states(std::size_t i) {
-        Entry& e = entries_[i];
-        e.ready = e.ready && states_stand(e, i);
-        if (!e.ready) glances_[i].p = {};
+    // Finds what is beside the parameters again: whose memory others may replace is compared at
+    // every step. Where something lies elsewhere it has to be bound anew.
+    void look_beside() {
+        if (stale_) {
+            beside_.clear();
+            for (std::size_t i = 0; i < entries_.size(); ++i) {
+                entries_[i].for_each_beside([&](Bound& b, const char* name) {
+                    if (!b.fixed) beside_.push_back({b, &b, name, i});
+                });
+            }
+            stale_ = false;
+        }
+        for (const Beside& at : beside_) {
+            bool stands = false;
+            if (at.known.exchange) {
+                stands = at.known.still(at.bound->object.ptr()) == at.known.data;
+            } else if (entries_[at.entry].ready) {
+                const void* const before = at.bound->view.data;
+                stands = !look(*at.bound, at.name) && at.bound->view.data == before;
+            }
+            if (!stands) {
+                entries_[at.entry].ready = false;
+                glances_[at.entry].p = {};
+            }
+        }
+    }
+
+    // Takes a clock that its owner has set.
+    void read_clocks() {
+        for (std::size_t i = 0; i < entries_.size(); ++i) {
+            const auto& shown = entries_[i].clock;
+            if (shown.empty() || !held_[i]) continue;
+            Clock clock = stepper_.clock(i);
+            bool set = false;
+            for (std::size_t k = 0; k < shown.size(); ++k) {
+                const double now = number_at(shown[k]);
+                const double before = k == 0 ? double(clock.steps) : clock.carry[k - 1];
+                if (now == as_shown(shown[k], before)) continue;
+                if (k > 0) {
+                    clock.carry[k - 1] = now;
+                } else if (now >= 0.0 && now < 9.2e18 && now == std::floor(now)) {
+                    clock.steps = index(now);
+                } else {
+                    raise_value("step", "a whole number from 0", std::to_string(now));
+                }
+                set = true;
+            }
+            if (set) stepper_.set_clock(i, clock);
+        }
+    }
+
+    void show_clock(std::size_t i) {
+        const auto& shown = entries_[i].clock;
+        if (shown.empty()) return;
+        const Clock clock = stepper_.clock(i);
+        for (std::size_t k = 0; k < shown.size(); ++k) {
+            const double value = k == 0 ? double(clock.steps) : clock.carry[k - 1];
+            if (shown[k].view.dtype.bits == 64) {
+                *static_cast<double*>(shown[k].view.data) = value;
+            } else {
+                *static_cast<float*>(shown[k].view.data) = float(value);
+            }
+        }
+    }
+    static double number_at(const Bound& b) {
+        return b.view.dtype.bits == 64 ? *static_cast<const double*>(b.view.data)
+                                       : *static_cast<const float*>(b.view.data);
+    }
+    static double as_shown(const Bound& b, double value) {
+        return b.view.dtype.bits == 64 ? value : float(value);
     }
 
     // The usual case: nothing changed but the gradient's address.
@@ -630,27 +717,13 @@ class Update {
 
     void look_closely(std::size_t i, const py::object& g, bool zero,
                       std::vector<std::size_t>& missing) {
-        Entry& e = entries_[i];
-        Glance& known = glances_[i];
-        known.p = known.gradient = {};
-        const dlpack::DataType dtype = e.p.view.dtype;
-        const bool changed = look(e.p, "params");
-        if (changed || !e.laid || address(e.p.view) != tensors_[i].p.data) {
-            e.laid = false;
-            if (name_of(e.p.view.dtype) != name_of(dtype)) {
-                const dlpack::DataType now = std::exchange(e.p.view.dtype, dtype);
-                raise_type("params", "dtype " + name_of(dtype), name_of(now));
-            }
-            check_layouts(e);
-            lay_out(i);
-            moved_ = true;
-            look_at_states(i);
-        }
-        if (!e.ready) {
+        if (!look_at_parameter(i)) {
             missing.push_back(i);
             return;
         }
+        Entry& e = entries_[i];
         take_gradient(e, i, g, zero);
+        Glance& known = glances_[i];
         known.p = e.p;
         known.gradient = e.gradient;
         known.gradient_type = e.gradient_type;
@@ -660,14 +733,24 @@ class Update {
         known.after = end - data;
     }
 
-    // Whether the states are the ones that were bound, at their places.
-    bool states_stand(Entry& e, std::size_t i) {
-        for (std::size_t k = 0; k < e.states.size(); ++k) {
-            Bound& s = e.states[k];
-            if (s.exchange == nullptr) continue;
-            if (look(s, "state") || address(s.view) != tensors_[i].state[k].data) return false;
+    // Lays a parameter out again where it changed; false where something beside it is missing.
+    bool look_at_parameter(std::size_t i) {
+        Entry& e = entries_[i];
+        glances_[i].p = glances_[i].gradient = {};
+        const dlpack::DataType dtype = e.p.view.dtype;
+        const bool changed = look(e.p, "params");
+        if (changed || !e.laid || address(e.p.view) != tensors_[i].p.data) {
+            e.laid = false;
+            if (name_of(e.p.view.dtype) != name_of(dtype)) {
+                const dlpack::DataType now = std::exchange(e.p.view.dtype, dtype);
+                raise_type("params", "dtype " + name_of(dtype) + ", as the optimizer began",
+                           name_of(now));
+            }
+            if (e.ready) check_layouts(e);
+            lay_out(i);
+            moved_ = true;
         }
-        return true;
+        return e.ready;
     }
 
     void take_gradient(Entry& e, std::size_t i, const py::object& g, bool zero) {
@@ -734,6 +817,7 @@ class Update {
             }
             written_.add(e.p.view, "params");
             for (const Bound& s : e.states) written_.add(s.view, "state");
+            for (const Bound& s : e.clock) written_.add(s.view, "step");
             if (e.ema) written_.add(e.ema.view, "ema");
             if (e.copy) written_.add(e.copy.view, "copies");
             if (e.remainder) written_.add(e.remainder.view, "remainder");
@@ -853,7 +937,15 @@ class Update {
     Written written_;
     std::vector<const void*> checked_;  // where each gradient was when it was last compared
     int rows_ = 0;
-    std::size_t window_ = 0;  // where looking at states goes on
+    // An array beside a parameter, by all that is read of it again at every step.
+    struct Beside {
+        Known known;
+        Bound* bound;
+        const char* name;
+        std::size_t entry;
+    };
+    std::vector<Beside> beside_;
+    bool stale_ = true;  // something was bound since they were gathered
     std::vector<Glance> glances_;
     std::vector<py::object> held_;  // gradients, until the step was run
     bool moved_ = true, all_stepped_ = true, collected_ = false;
@@ -870,7 +962,7 @@ void bind_optim(py::module_& m) {
              py::arg("params"), py::arg("rules"), py::arg("rows"), py::arg("ids"))
         .def("bind", &Update::bind_arrays, py::arg("i"), py::arg("states"),
              py::arg("ema") = py::none(), py::arg("copy") = py::none(),
-             py::arg("remainder") = py::none())
+             py::arg("remainder") = py::none(), py::arg("clock") = py::tuple())
         .def("holds", &Update::holds, py::arg("lists"))
         .def("collect", &Update::collect, py::arg("grads"), py::arg("zero") = false)
         .def("run", &Update::run, py::arg("hyper"), py::arg("unscale") = 1.0,

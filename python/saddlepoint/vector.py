@@ -192,6 +192,9 @@ class Vector:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __reduce__(self) -> Any:
+        return Vector._from_host, (self.numpy(), self.device)
+
     def __repr__(self) -> str:
         return f"Vector(shape={self.shape}, dtype={self.dtype}, device={self.device!r})"
 

@@ -84,8 +84,10 @@ class State:
         view[...] = flat.reshape(view.shape)
         return out
 
-    def check(self, x: NDArray[Any], name: str) -> None:
+    def check(self, x: Any, name: str) -> None:
         """Raise TypeError or ValueError unless ``x`` could be what `numpy` gave."""
+        if not isinstance(x, np.ndarray):
+            raise TypeError(expected(name, "a NumPy array", type(x).__name__))
         if x.shape != self.shape:
             raise ValueError(expected(name, f"shape {self.shape}", x.shape))
         wanted = self.dtype if self.dtype.endswith(("int16", "64")) else "float32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +15,17 @@ from ..errors import expected
 from ..vector import ArrayLike, Vector, copy, gather
 from . import rules
 from .arrays import State, allocate
-from .plan import Common, Group, Options, Plan, Rule, state_dtype
+from .plan import (
+    Common,
+    Group,
+    Options,
+    Plan,
+    Rule,
+    each_once,
+    number,
+    state_dtype,
+    steps_of,
+)
 
 __all__ = [
     "ASGD",
@@ -65,7 +76,12 @@ class Optimizer(Rule):
             self.param_groups.append({**defaults, **group, "params": arrays})
             self._check(self.param_groups[-1])
         flat = [p for group in self.param_groups for p in group["params"]]
+        each_once(flat)
+        if self._options.process_group is not None:
+            wanted = "None: arrays lie in one process"
+            raise ValueError(expected("process_group", wanted, self._options.process_group))
         self._device = device_of(flat[0]) if flat else "cpu"
+        self._lock = threading.RLock()
         self._make_plan()
 
     def _make_plan(self) -> None:
@@ -106,13 +122,28 @@ class Optimizer(Rule):
                 self._ema[-1].assign(_host(p))
             if options.master:
                 self._remainders.append(next(arrays))
-            plan.native.bind(
+        self._bind(range(len(plan.params)))
+
+    def _bind(self, which: Iterable[int]) -> None:
+        """Tell the plan of the arrays beside parameters."""
+        copies = self._options.copies
+        for i in which:
+            self._plan.native.bind(
                 i,
-                states,
-                self._ema[-1] if self._ema else None,
-                copies[i],
-                self._remainders[-1] if self._remainders else None,
+                self._arrays[i],
+                self._ema[i] if self._ema else None,
+                None if copies is None else copies[i],
+                self._remainders[i] if self._remainders else None,
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: vars(self)[name] for name in ("defaults", "param_groups", "_options")}
+        return {**own, "_single": self._single, "saved": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._start(state["param_groups"], state["defaults"], vars(state["_options"]))
+        self._single = state["_single"]
+        self.load_state_dict(state["saved"])
 
     @property
     def lr(self) -> float:
@@ -176,14 +207,18 @@ class Optimizer(Rule):
             For gradients of another dtype, shape or number, or that share memory with what is
             written; nothing has been written then.
         """
-        if loss_scale is not None and not 0 < loss_scale < math.inf:
+        if loss_scale is not None and not 0 < number("loss_scale", loss_scale) < math.inf:
             raise ValueError(expected("loss_scale", "above 0 and finite", loss_scale))
-        if not self._plan.fits(self, self.param_groups):
-            wanted = "the rules and parameters they began with"
-            raise ValueError(expected("param_groups", wanted, "others"))
-        many = [grads] if self._single else list(grads)
-        self._plan.native.collect(many, self._options.zero_grads)
-        self._plan.run(self, self.param_groups, self._options, loss_scale=loss_scale)
+        with self._lock:
+            if not self._plan.fits(self, self.param_groups):
+                wanted = "the rules and parameters they began with"
+                raise ValueError(expected("param_groups", wanted, "others"))
+            many = [grads] if self._single else list(grads)
+            zero = self._options.zero_grads
+            if moved := self._plan.native.collect(many, zero):
+                self._bind(moved)
+                self._plan.native.collect(many, zero)
+            self._plan.run(self, self.param_groups, self._options, loss_scale=loss_scale)
 
     def memory(self) -> dict[str, int]:
         """Bytes of the arrays beside the parameters, by name."""
@@ -199,29 +234,35 @@ class Optimizer(Rule):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a later run needs to go on exactly, as host arrays by parameter."""
-        native = self._plan.native
-        entries = []
-        for i, (names, states) in enumerate(zip(self._names, self._arrays, strict=True)):
-            steps, carry = native.clock(i)
-            entry: dict[str, Any] = {"step": steps}
-            entry |= dict(zip(self.carried, carry, strict=False))
-            entry |= {n: s.numpy() for n, s in zip(names, states, strict=True)}
-            if self._ema:
-                entry["ema"] = self._ema[i].numpy()
-            if self._remainders:
-                entry["remainder"] = self._remainders[i].numpy()
-            entries.append(entry)
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
-        return {"state": entries, "param_groups": groups}
+        with self._lock:
+            native = self._plan.native
+            entries = []
+            for i, (names, states) in enumerate(zip(self._names, self._arrays, strict=True)):
+                steps, carry = native.clock(i)
+                entry: dict[str, Any] = {"step": steps}
+                entry |= dict(zip(self.carried, carry, strict=False))
+                entry |= {n: s.numpy() for n, s in zip(names, states, strict=True)}
+                if self._ema:
+                    entry["ema"] = self._ema[i].numpy()
+                if self._remainders:
+                    entry["remainder"] = self._remainders[i].numpy()
+                entries.append(entry)
+            groups = [
+                {k: v for k, v in group.items() if k != "params"} for group in self.param_groups
+            ]
+            return {"state": entries, "param_groups": groups}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take what `state_dict` gave, for parameters of the same shapes."""
-        entries, groups = saved["state"], saved["param_groups"]
-        if len(entries) != len(self._arrays) or len(groups) != len(self.param_groups):
-            wanted = f"{len(self._arrays)} parameters in {len(self.param_groups)} groups"
-            got = f"{len(entries)} in {len(groups)}"
-            raise ValueError(expected("state", wanted, got))
+        """Take what `state_dict` gave, for parameters of the same shapes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For anything else; nothing has been changed then.
+        """
+        entries, groups = self._checked_groups(saved)
         targets = []
+        clocks = []
         for i, entry in enumerate(entries):
             named = dict(zip(self._names[i], self._arrays[i], strict=True))
             if self._ema:
@@ -229,18 +270,46 @@ class Optimizer(Rule):
             if self._remainders:
                 named["remainder"] = self._remainders[i]
             names = {*named, "step", *self.carried}
-            if set(entry) != names:
-                raise ValueError(expected("state", sorted(names), sorted(entry)))
+            if not isinstance(entry, dict) or set(entry) != names:
+                got = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+                raise ValueError(expected("state", sorted(names), got))
             for name, target in named.items():
                 target.check(entry[name], name)
                 targets.append((target, entry[name]))
-        for target, values in targets:
-            target.assign(values)
-        for i, entry in enumerate(entries):
-            carry = [float(entry[name]) for name in self.carried]
-            self._plan.native.set_clock(i, int(entry["step"]), carry)
-        for group, values in zip(self.param_groups, groups, strict=True):
-            group.update(values)
+            clocks.append((steps_of(entry["step"]), [number(n, entry[n]) for n in self.carried]))
+        with self._lock:
+            for target, values in targets:
+                target.assign(values)
+            for i, (steps, carry) in enumerate(clocks):
+                self._plan.native.set_clock(i, steps, carry)
+            for group, values in zip(self.param_groups, groups, strict=True):
+                group.update(values)
+
+    def _checked_groups(self, saved: Any) -> tuple[list[Any], list[Group]]:
+        """The two parts of a state dict whose groups this optimizer can take."""
+        if not isinstance(saved, dict) or not {"state", "param_groups"} <= set(saved):
+            got = sorted(map(str, saved)) if isinstance(saved, dict) else type(saved).__name__
+            raise ValueError(expected("saved", "a dict with state and param_groups", got))
+        for part in ("state", "param_groups"):
+            if not isinstance(saved[part], list):
+                raise TypeError(expected(part, "a list", type(saved[part]).__name__))
+        entries, groups = saved["state"], saved["param_groups"]
+        if len(entries) != len(self._arrays) or len(groups) != len(self.param_groups):
+            wanted = f"{len(self._arrays)} parameters in {len(self.param_groups)} groups"
+            got = f"{len(entries)} in {len(groups)}"
+            raise ValueError(expected("state", wanted, got))
+        for group, values, rule in zip(self.param_groups, groups, self._plan.rules, strict=True):
+            if not isinstance(values, dict):
+                raise TypeError(expected("param_groups", "dicts", type(values).__name__))
+            if missing := sorted(set(self.defaults) - set(values)):
+                raise ValueError(expected("param_groups", missing, sorted(values)))
+            if "params" in values:
+                raise ValueError(expected("param_groups", "no arrays", "params"))
+            loaded = {**group, **values}
+            self._check(loaded)
+            if (other := self._rule(loaded)) != rule:
+                raise ValueError(expected("param_groups", f"the rule {rule}", other))
+        return entries, groups
 
     def update(
         self,

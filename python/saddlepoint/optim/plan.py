@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, TypeAlias, TypedDict
 
 from .._native import module
@@ -29,6 +30,7 @@ class Shared(TypedDict, total=False):
     master: bool
     stochastic_rounding: int | None
     decay_mask: Callable[[Any], bool] | Sequence[bool] | None
+    process_group: Any
 
 
 class Common(Shared, total=False):
@@ -53,6 +55,7 @@ class Options:
     master: bool = False
     stochastic_rounding: int | None = None
     decay_mask: Callable[[Any], bool] | Sequence[bool] | None = None
+    process_group: Any = None
 
     @classmethod
     def of(cls, common: Mapping[str, Any]) -> Options:
@@ -63,14 +66,17 @@ class Options:
         if common.get("differentiable"):
             raise ValueError(expected("differentiable", "False", True))
         options = cls(**{k: v for k, v in common.items() if k in cls.__dataclass_fields__})
-        if options.max_norm is not None and not options.max_norm > 0:
+        if options.max_norm is not None and not number("max_norm", options.max_norm) > 0:
             raise ValueError(expected("max_norm", "above 0", options.max_norm))
-        if options.ema_decay is not None and not 0 <= options.ema_decay < 1:
-            raise ValueError(expected("ema_decay", "within [0, 1)", options.ema_decay))
+        decay = options.ema_decay
+        if decay is not None and not 0 <= number("ema_decay", decay) < 1:
+            raise ValueError(expected("ema_decay", "within [0, 1)", decay))
         if options.state_dtype not in (None, "float32", "float64", "bfloat16"):
             wanted = "'float32', 'float64' or 'bfloat16'"
             raise ValueError(expected("state_dtype", wanted, repr(options.state_dtype)))
         seed = options.stochastic_rounding
+        if seed is not None and not isinstance(seed, Integral):
+            raise TypeError(expected("stochastic_rounding", "a seed, an int", repr(seed)))
         if seed is not None and not 0 <= seed < 2**64:
             raise ValueError(expected("stochastic_rounding", "a seed within [0, 2^64)", seed))
         if options.master and seed is not None:
@@ -98,6 +104,8 @@ class Rule(abc.ABC):
     known: tuple[str, ...] = ()
     #: Whether PyTorch keeps a step count in the state.
     counts: bool = True
+    #: Whether a step needs all of a tensor, so that shards of it cannot be stepped alone.
+    whole: bool = False
     _options: Options
 
     @abc.abstractmethod
@@ -124,7 +132,7 @@ class Rule(abc.ABC):
         if hasattr(group["lr"], "shape") and size_of(group["lr"].shape) != 1:
             raise ValueError(expected("lr", "one number", f"shape {tuple(group['lr'].shape)}"))
         for name in ("lr", "weight_decay", "eps", "momentum"):
-            if isinstance(group.get(name), int | float):
+            if name in group and not isinstance(group[name], tuple | list):  # Adafactor's eps
                 at_least_zero(**{name: group[name]})
 
     def _decoupled(self, group: Group) -> bool:
@@ -139,17 +147,49 @@ class Rule(abc.ABC):
         return shape
 
 
-def at_least_zero(**values: float) -> None:
+def number(name: str, value: Any) -> float:
+    """A real number of Python or NumPy, or an array of one; TypeError for anything else."""
+    if isinstance(value, Real) or size_of(getattr(value, "shape", (0,))) == 1:
+        return float(value)
+    raise TypeError(expected(name, "a number", repr(value)))
+
+
+def numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
+    """``count`` of them, in a tuple or list."""
+    if not isinstance(values, tuple | list) or len(values) != count:
+        raise ValueError(expected(name, f"{count} numbers", repr(values)))
+    return tuple(number(name, value) for value in values)
+
+
+def steps_of(value: Any) -> int:
+    """A step count as state dicts keep it: a whole number from 0, of any kind."""
+    steps = number("step", value)
+    if not (0 <= steps < 2**63 and steps == int(steps)):
+        raise ValueError(expected("step", "a whole number within [0, 2^63)", value))
+    return int(value) if isinstance(value, Integral) else int(steps)
+
+
+def at_least_zero(**values: Any) -> None:
     """Raise ValueError for the first that is not at least 0."""
     for name, value in values.items():
-        if not value >= 0.0:
+        if not number(name, value) >= 0.0:
             raise ValueError(expected(name, "at least 0", value))
 
 
-def within_one(name: str, values: Sequence[float], count: int) -> None:
+def within_one(name: str, values: Any, count: int) -> None:
     """Raise ValueError unless there are ``count`` numbers within [0, 1)."""
-    if len(values) != count or not all(0.0 <= b < 1.0 for b in values):
+    if not all(0.0 <= b < 1.0 for b in numbers(name, values, count)):
         raise ValueError(expected(name, f"{count} numbers within [0, 1)", tuple(values)))
+
+
+def each_once(params: Sequence[Any], names: Sequence[str] | None = None) -> None:
+    """Raise ValueError where a parameter stands in two places."""
+    first: dict[int, int] = {}
+    for i, p in enumerate(params):
+        if (before := first.setdefault(id(p), i)) != i:
+            what = f"number {i}" if names is None else repr(names[i])
+            where = f"number {before}" if names is None else repr(names[before])
+            raise ValueError(expected("params", "each parameter once", f"{what} as {where} again"))
 
 
 class Plan:
@@ -161,6 +201,7 @@ class Plan:
 
     def __init__(self, rule: Rule, groups: Sequence[Group], options: Options, device: str) -> None:
         native = module(device)
+        self.device = device
         self.params: list[Any] = []
         self.group_of: list[int] = []
         for g, group in enumerate(groups):
@@ -205,7 +246,7 @@ class Plan:
             decay = group.get("weight_decay", 0.0)
             decoupled = rule._decoupled(group)
             values = rule._values(group)
-            values["lr"] = 0.0 if tensor else float(lr)
+            values["lr"] = 0.0 if tensor else number("lr", lr)
             values["maximize"] = float(bool(group.get("maximize", False)))
             values["weight_decay"] = 0.0 if decoupled else decay
             values["decoupled_decay"] = decay if decoupled else 0.0

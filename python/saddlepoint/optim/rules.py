@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import expected
-from .plan import Common, Group, Rule, Shared, at_least_zero, within_one
+from .plan import Common, Group, Rule, Shared, at_least_zero, number, numbers, within_one
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,8 +35,9 @@ __all__ = [
 ]
 
 
-def _betas(group: Group) -> dict[str, float]:
-    return {f"beta{i}": float(b) for i, b in enumerate(group["betas"], start=1)}
+def _betas(group: Group, count: int = 2) -> dict[str, float]:
+    betas = numbers("betas", group["betas"], count)
+    return {f"beta{i}": b for i, b in enumerate(betas, start=1)}
 
 
 class SGD(Rule):
@@ -96,6 +97,7 @@ class SGD(Rule):
 
     def _check(self, group: Group) -> None:
         super()._check(group)
+        number("dampening", group["dampening"])
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(expected("nesterov", "momentum above 0 and dampening 0", "others"))
 
@@ -437,7 +439,8 @@ class Rprop(Rule):
 
     def _check(self, group: Group) -> None:
         super()._check(group)
-        minus, plus = group["etas"]
+        minus, plus = numbers("etas", group["etas"], 2)
+        numbers("step_sizes", group["step_sizes"], 2)
         if not 0.0 < minus < 1.0 < plus:
             raise ValueError(expected("etas", "0 < etas[0] < 1 < etas[1]", (minus, plus)))
 
@@ -508,7 +511,7 @@ class Adadelta(Rule):
 
     def _check(self, group: Group) -> None:
         super()._check(group)
-        if not 0.0 <= group["rho"] <= 1.0:
+        if not 0.0 <= number("rho", group["rho"]) <= 1.0:
             raise ValueError(expected("rho", "within [0, 1]", group["rho"]))
 
     def _rule(self, group: Group) -> str:
@@ -777,6 +780,11 @@ class ASGD(Rule):
     def _states(self, group: Group, p: Any) -> tuple[str, ...]:
         return ("ax",)
 
+    def _check(self, group: Group) -> None:
+        super()._check(group)
+        for name in ("lambd", "alpha", "t0"):
+            number(name, group[name])
+
     def _values(self, group: Group) -> dict[str, float]:
         return {"lambda": group["lambd"], "alpha": group["alpha"], "t0": group["t0"]}
 
@@ -901,7 +909,7 @@ class Adan(Rule):
         return ("exp_avg", "exp_avg_sq", "exp_avg_diff", "previous_grad")
 
     def _values(self, group: Group) -> dict[str, float]:
-        return {**_betas(group), "eps": group["eps"], "no_prox": float(group["no_prox"])}
+        return {**_betas(group, 3), "eps": group["eps"], "no_prox": float(group["no_prox"])}
 
 
 class LAMB(Rule):
@@ -929,6 +937,8 @@ class LAMB(Rule):
     >>> p.round(4)  # 0.1·5/√2 less
     array([2.6464, 3.6464])
     """
+
+    whole = True
 
     def __init__(
         self,
@@ -997,6 +1007,8 @@ class Adafactor(Rule):
            [0.9, 0.9]])
     """
 
+    whole = True
+
     def __init__(
         self,
         params: Any,
@@ -1021,14 +1033,15 @@ class Adafactor(Rule):
 
     def _check(self, group: Group) -> None:
         super()._check(group)
-        if not group["beta2_decay"] <= 0.0:
+        if not number("beta2_decay", group["beta2_decay"]) <= 0.0:
             raise ValueError(expected("beta2_decay", "at most 0", group["beta2_decay"]))
-        if not group["d"] >= 1.0:
+        if not number("d", group["d"]) >= 1.0:
             raise ValueError(expected("d", "at least 1", group["d"]))
         if self._options.state_dtype == "bfloat16":
             raise TypeError(expected("state_dtype", "float32 or float64 for Adafactor", "bfloat16"))
-        at_least_zero(eps=group["eps"][0] or 0.0)
-        at_least_zero(eps=group["eps"][1])
+        eps1, eps2 = group["eps"]
+        at_least_zero(eps=0.0 if eps1 is None else eps1)
+        at_least_zero(eps=eps2)
 
     def _decoupled(self, group: Group) -> bool:
         return True
@@ -1100,6 +1113,7 @@ class Muon(Rule):
            [ 0. , -0.1]])
     """
 
+    whole = True
     counts = False
 
     def __init__(
@@ -1135,10 +1149,9 @@ class Muon(Rule):
         if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
             wanted = "None, 'original' or 'match_rms_adamw'"
             raise ValueError(expected("adjust_lr_fn", wanted, repr(group["adjust_lr_fn"])))
-        if not 0 < group["ns_steps"] < 100:
+        if not 0 < number("ns_steps", group["ns_steps"]) < 100:
             raise ValueError(expected("ns_steps", "within [1, 99]", group["ns_steps"]))
-        if len(group["ns_coefficients"]) != 3:
-            raise ValueError(expected("ns_coefficients", "3 numbers", group["ns_coefficients"]))
+        numbers("ns_coefficients", group["ns_coefficients"], 3)
         for p in group["params"]:
             if len(p.shape) != 2:
                 raise ValueError(expected("params", "matrices", f"shape {tuple(p.shape)}"))

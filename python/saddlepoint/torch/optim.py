@@ -7,8 +7,13 @@ keyword arguments that all of them share; ``max_norm`` stands for ``clip_grad_no
 
 from __future__ import annotations
 
+import math
+import threading
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,7 +26,18 @@ from .._native import device_of
 from ..errors import expected
 from ..optim import rules
 from ..optim.arrays import allocate
-from ..optim.plan import Common, Group, Options, Plan, Rule, state_dtype
+from ..optim.plan import (
+    Common,
+    Group,
+    Options,
+    Plan,
+    Rule,
+    each_once,
+    number,
+    state_dtype,
+    steps_of,
+)
+from .sharded import norm_over_processes, of_shard, refuse_shard, shard, wants_processes
 
 __all__ = [
     "ASGD",
@@ -49,10 +65,9 @@ _IGNORED = {"foreach": None, "fused": None, "capturable": False, "differentiable
 # Until 2.5 or so increment_version took one tensor.
 _TAKES_MANY = "Iterable" in str(increment_version.__annotations__)
 
-# The part of a state dict that PyTorch's own classes do not look at.
-_OURS = "saddlepoint"
+# What options put beside a parameter, whatever the rule: an average, and the bits of a master.
+_BESIDE = ("ema", "remainder")
 
-_Clock = tuple[int, list[float]]
 _Slot = tuple[tuple[int, ...], tuple[int, ...], str]  # shape, strides, dtype
 
 
@@ -150,19 +165,28 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     def _start(self, params: Any, defaults: Group, common: Common) -> None:
         self._options = Options.of(common)
-        self._plan: Plan | None = None
-        self._unplanned: list[Tensor] = []
-        self._holders: list[object] = []
-        # By what a count belongs to: a state's entry, which may move to another parameter.
-        self._clocks: dict[int, tuple[object, _Clock]] = {}
-        self._extra: dict[Tensor, dict[str, Tensor]] = {}
+        self._begin()
         ignored = {k: common.get(k, v) for k, v in _IGNORED.items()}
         torch.optim.Optimizer.__init__(self, params, {**defaults, **ignored})
         self._step_supports_amp_scaling = True
 
+    def _begin(self) -> None:
+        self._plan: Plan | None = None
+        self._owners: list[Tensor] = []  # of the plan's tensors, which may be their shards
+        self._unplanned: list[Tensor] = []
+        # Over all processes, where several have a share: the norm, and whether it spoilt the step.
+        self._shared_norm: float | None = None
+        self._shared_skip = False
+        if "_lock" not in self.__dict__:
+            self._lock = threading.RLock()
+
     @property
     def state(self) -> defaultdict[Tensor, Any]:
-        """The states by parameter, as PyTorch's but for the step count: see `state_dict`."""
+        """The states by parameter, as PyTorch's, with "ema" and "remainder" among them.
+
+        On CUDA the "step" is brought up to date by asking for this.
+        """
+        self._show_clocks()
         return self._state
 
     @state.setter
@@ -171,9 +195,17 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as ``torch.optim.Optimizer.add_param_group``."""
-        super().add_param_group(param_group)
+        with warnings.catch_warnings():
+            # It warns of a parameter that stands twice in a group, which is an error here.
+            warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
+            super().add_param_group(param_group)
+        group = self.param_groups[-1]
         try:
-            self._check(self.param_groups[-1])
+            each_once(group["params"], group.get("param_names"))
+            self._check(group)
+            if self.whole:
+                for p in group["params"]:
+                    refuse_shard(p, type(self).__name__)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -181,149 +213,219 @@ class Optimizer(Rule, torch.optim.Optimizer):
     def _flat(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _names(self) -> dict[Tensor, tuple[str, ...]]:
-        """The names of every parameter's states; nothing for those without a shape yet."""
-        return {
-            p: () if is_lazy(p) else self._states(group, p)
-            for group in self.param_groups
-            for p in group["params"]
-        }
+    def _numbers(self) -> tuple[str, ...]:
+        """The names of the numbers in a parameter's state: how often it was stepped, and so on."""
+        counted = self.counts or self._options.stochastic_rounding is not None
+        return ("step", *self.carried) if counted else ()
 
-    def _holder(self, p: Tensor) -> object:
-        return self._state.get(p, p)
+    def _beside(self) -> tuple[str, ...]:
+        """The names of what the options put beside a parameter."""
+        asked = (self._options.ema_decay is not None, self._options.master)
+        return tuple(name for name, wanted in zip(_BESIDE, asked, strict=True) if wanted)
 
     def _forget_plan(self) -> None:
-        """Keep what the plan counted, and make another one when next needed."""
-        if self._plan is not None:
-            native = self._plan.native
-            clocks = [native.clock(i) for i in range(len(self._holders))]
-            self._clocks = {
-                id(owner): (owner, clock)
-                for owners in (self._plan.params, self._holders)
-                for owner, clock in zip(owners, clocks, strict=True)
-            }
+        """Have another plan made when one is next needed."""
+        self._show_clocks()
         self._plan = None
 
-    def _clock(self, p: Tensor, names: tuple[str, ...]) -> _Clock:
-        """How often ``p`` was stepped, where there is no plan; counts of a user's entry first."""
-        if names and p not in self._state:
-            return 0, []  # its states were deleted: it begins anew, as in PyTorch
-        holder = self._holder(p)
-        kept = self._clocks.get(id(holder)) or self._clocks.get(id(p))
-        if kept is None and not isinstance(holder, dict):
-            return 0, []
-        steps, carry = kept[1] if kept else (0, [])
-        if isinstance(holder, dict):
-            if not holder:
-                return 0, []
-            steps = int(holder.pop("step", steps))
-            if all(name in holder for name in self.carried):
-                carry = [float(holder.pop(name)) for name in self.carried] or carry
-            if not steps and not self.counts and holder:
-                steps = 1  # a momentum that came without a count
-        return steps, carry
+    def _show_clocks(self) -> None:
+        """Write what a CUDA plan counts on the device into the entries; on the CPU it is there."""
+        if self._plan is None or self._plan.device == "cpu" or not self._numbers():
+            return
+        for i, p in enumerate(self._owners):
+            entry = self._state.get(p, {})
+            steps, carry = self._plan.native.clock(i)
+            for name, value in zip(self._numbers(), (steps, *carry), strict=False):
+                if name in entry:
+                    entry[name].fill_(value)
+
+    def _clock(self, p: Tensor, names: tuple[str, ...]) -> tuple[int, list[float]]:
+        """How often ``p`` was stepped, and what its rule carries on, by its entry."""
+        entry = self._state.get(p) or {}
+        if self._numbers() and all(name in entry for name in self._numbers()):
+            steps, *carry = (entry[name] for name in self._numbers())
+            return steps_of(steps), [number("state", value) for value in carry]
+        # A momentum comes without a count: its first step is behind it.
+        return int(any(entry.get(name) is not None for name in names)), []
 
     def _ready_plan(self) -> Plan:
         plan = self._plan
-        groups = self.param_groups
-        if any(is_lazy(p) for p in self._unplanned):
-            groups = [{**g, "params": [p for p in g["params"] if not is_lazy(p)]} for g in groups]
+        groups = self._planned_groups() if self._unplanned or self._sharded else self.param_groups
         if plan and not self._state.changes.made and plan.fits(self, groups):
             return plan
         self._forget_plan()
         self._unplanned = [p for p in self._flat() if is_lazy(p)]
-        groups = [{**g, "params": [p for p in g["params"] if not is_lazy(p)]} for g in groups]
-        first = next((p for group in groups for p in group["params"]), None)
-        device = "cpu" if first is None else device_of(first.detach())
+        groups = self._planned_groups()
+        self._owners = [p for p in self._flat() if not is_lazy(p)]
+        first = next(iter(self._owners), None)
+        device = "cpu" if first is None else device_of(shard(first).detach())
         plan = Plan(self, groups, self._options, device)
         copies = self._options.copies
         if copies is not None and len(copies) != len(plan.params):
             raise ValueError(expected("copies", f"{len(plan.params)} tensors", len(copies)))
-        for i, p in enumerate(plan.params):
-            steps, carry = self._clock(p, self._states(groups[plan.group_of[i]], p))
+        for i, (p, owner) in enumerate(zip(plan.params, self._owners, strict=True)):
+            steps, carry = self._clock(owner, self._states(groups[plan.group_of[i]], p))
             if steps:
                 plan.native.set_clock(i, steps, carry)
             if copies is not None and copies[i] is not None:
                 copies[i].copy_(p.detach())  # also where no gradient ever comes
         self._plan = plan
-        self._holders = [self._holder(p) for p in plan.params]
         self._state.changes.made = False
         return plan
 
+    @property
+    def _sharded(self) -> bool:
+        return self._plan is not None and self._plan.params != self._owners
+
+    def _planned_groups(self) -> list[Group]:
+        """The groups with the tensors that a plan works on: shards, and none without a shape."""
+        return [
+            {**group, "params": [shard(p) for p in group["params"] if not is_lazy(p)]}
+            for group in self.param_groups
+        ]
+
     def _bind(self, plan: Plan, missing: list[int]) -> None:
-        """Give parameters the arrays that they lack, and tell the plan of all of them."""
-        options = self._options
-        wanted: list[tuple[dict[str, Tensor], str, float | Tensor]] = []
-        slots: list[_Slot] = []
+        """Give parameters what they lack, and tell the plan of all that is beside them."""
+        self._fill(plan, missing)
+        numbers = self._numbers() if plan.device == "cpu" else ()
+        copies = self._options.copies
         for i in missing:
-            p = plan.params[i]
+            entry = self._state.get(self._owners[i], {})
+            names = self._states(self.param_groups[plan.group_of[i]], plan.params[i])
+            ema, remainder = (
+                shard(entry[name]) if name in self._beside() else None for name in _BESIDE
+            )
+            plan.native.bind(
+                i,
+                [shard(entry[name]) for name in names],
+                ema,
+                None if copies is None else copies[i],
+                remainder,
+                [entry[name] for name in numbers],
+            )
+        self._state.changes.made = False
+
+    def _fill(self, plan: Plan, which: list[int]) -> None:
+        """Put into the entries of parameters what the rule and the options want there."""
+        wanted: list[tuple[Tensor, str, float | Tensor]] = []
+        slots: list[_Slot] = []
+        for i in which:
+            p, owner = plan.params[i], self._owners[i]
             group = self.param_groups[plan.group_of[i]]
             shape, strides, dtype = plan.native.dense(i)
-            names = self._states(group, p)
-            state = self._state[p] if names else {}
-            extra = self._extra.setdefault(p, {})
-            for name in (name for name in names if name not in state):
-                slots.append(self._slot(name, shape, strides, dtype))
-                wanted.append((state, name, self._initial(group, name)))
-            if options.ema_decay is not None and "ema" not in extra:
-                wanted.append((extra, "ema", p.detach()))
-                slots.append((shape, strides, "float64" if dtype == "float64" else "float32"))
-            if options.master and "remainder" not in extra:
-                wanted.append((extra, "remainder", 0.0))
-                slots.append((shape, strides, "int16"))
-        made = _tensors(plan.params[missing[0]].device, slots)
-        for (holder, name, initial), tensor in zip(wanted, made, strict=True):
+            names = (*self._states(group, p), *self._beside())
+            if not (names or self._numbers()):
+                continue
+            entry = self._state[owner]
+            steps, carry = plan.native.clock(i)
+            for name, value in zip(self._numbers(), (steps, *carry), strict=False):
+                if not _is_scalar(name, entry.get(name)):
+                    entry[name] = _scalar(name, value)
+            for name in names:
+                slot = self._slot(name, shape, strides, dtype)
+                held = entry.get(name)
+                if held is None:
+                    fresh = p.detach() if name == "ema" else self._initial(group, name)
+                    wanted.append((owner, name, fresh))
+                    slots.append(slot)
+                    continue
+                _check_shape(name, shard(held), slot[0])
+                if (held.dtype == torch.float64) != (slot[2] == "float64"):
+                    # The parameter was cast since.
+                    wanted.append((owner, name, shard(held)))
+                    slots.append(slot)
+        made = _tensors(plan.params[which[0]].device, slots)
+        for (owner, name, initial), tensor in zip(wanted, made, strict=True):
             if isinstance(initial, Tensor):
                 tensor.copy_(initial)
             elif initial:
                 tensor.fill_(initial)
-            holder[name] = tensor
-        copies = self._options.copies
-        for i in missing:
-            p = plan.params[i]
-            extra = self._extra[p]
-            plan.native.bind(
-                i,
-                [self._state[p][n] for n in self._states(self.param_groups[plan.group_of[i]], p)],
-                extra.get("ema"),
-                None if copies is None else copies[i],
-                extra.get("remainder"),
-            )
-            self._holders[i] = self._holder(p)
-        self._state.changes.made = False
+            self._state[owner][name] = of_shard(tensor, owner)
 
     def _slot(
         self, name: str, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str
     ) -> _Slot:
-        """Where a state lies beside a parameter that lies so."""
+        """Where something lies beside a parameter that lies so."""
+        if name in _BESIDE:
+            average = "float64" if dtype == "float64" else "float32"
+            return shape, strides, average if name == "ema" else "int16"
         of = self._shape(name, shape)
         dense = strides if of == shape else torch.empty(of, device="meta").stride()
         return of, tuple(dense), state_dtype(self._options, dtype)
+
+    def _collected(self) -> Plan:
+        """A plan that holds the gradients, and all that is beside their parameters."""
+        plan = self._ready_plan()
+        try:
+            missing = self._collect(plan)
+        except TypeError:
+            if all(
+                str(p.dtype) == f"torch.{plan.native.dense(i)[2]}"
+                for i, p in enumerate(plan.params)
+            ):
+                raise
+            self._forget_plan()  # parameters were cast
+            plan = self._ready_plan()
+            missing = self._collect(plan)
+        if missing:
+            self._bind(plan, missing)
+            self._collect(plan)
+        return plan
+
+    def _collect(self, plan: Plan) -> list[int]:
+        grads = None
+        if self._sharded:
+            grads = [None if p.grad is None else shard(p.grad, p) for p in self._owners]
+        missing: list[int] = plan.native.collect(grads, self._options.zero_grads)
+        return missing
 
     # Opaque to torch.compile: a graph break, not a trace through the native plan. As PyTorch's own
     # optimizers say it: `torch.compiler.disable` takes a second of every import.
     @_disable_dynamo
     def _step_now(self) -> None:
-        plan = self._ready_plan()
-        zero = self._options.zero_grads
-        if missing := plan.native.collect(None, zero):
-            self._bind(plan, missing)
-            plan.native.collect(None, zero)
+        plan = self._collected()
+        options, scale = self._options, getattr(self, "grad_scale", None)
+        factor = None
+        if (options.max_norm is not None or options.check_finite) and wants_processes(
+            self._owners, options.process_group
+        ):
+            factor = self._shared_factor(scale)
+            if factor is None:
+                return
+            options = replace(options, max_norm=None, check_finite=False)
         device = plan.params[0].device if plan.params else torch.device("cpu")
         plan.run(
             self,
             self.param_groups,
-            self._options,
-            scale=getattr(self, "grad_scale", None),
+            options,
+            loss_scale=factor,
+            scale=scale,
             found_inf=getattr(self, "found_inf", None),
             stream=torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None,
         )
-        stepped = plan.params
+        stepped = self._owners
         if not plan.native.all_stepped:
-            stepped = [plan.params[i] for i in plan.native.stepped()]
+            stepped = [stepped[i] for i in plan.native.stepped()]
         _written(stepped)
-        if zero:
-            _written([p.grad for p in stepped])
+        if options.zero_grads:
+            _written([cast(Tensor, p.grad) for p in stepped])
+
+    def _shared_factor(self, scale: Tensor | None) -> float | None:
+        """What the gradients are divided by, for the norm that all processes have; None to skip."""
+        grads = [p.grad for p in self._owners if p.grad is not None]
+        norm = norm_over_processes(grads, self._options.process_group)
+        norm /= 1.0 if scale is None else float(scale)
+        self._shared_norm = norm
+        self._shared_skip = self._options.check_finite and not math.isfinite(norm)
+        if self._shared_skip:
+            if self._options.zero_grads:
+                torch._foreach_zero_([shard(g) for g in grads])
+            return None
+        if self._options.max_norm is None:
+            return 1.0
+        # As clip_grad_norm_; a norm that is not a number goes through.
+        factor = (norm + 1e-6) / self._options.max_norm
+        return 1.0 if factor <= 1.0 else factor
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
@@ -347,7 +449,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step_now()
+        with self._lock:
+            self._step_now()
         return loss
 
     @property
@@ -358,82 +461,61 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """
         if self._options.max_norm is None and not self._options.check_finite:
             raise ValueError(expected("grad_norm", "max_norm or check_finite to be set", "neither"))
+        if self._shared_norm is not None:
+            return self._shared_norm
         return float(self._plan.native.norm) if self._plan else 0.0
 
     @property
     def skipped(self) -> bool:
         """Whether the last step was left out because the gradients were not finite."""
-        return bool(self._plan.native.skipped) if self._plan else False
+        return self._shared_skip or bool(self._plan and self._plan.native.skipped)
 
     @property
     def ema(self) -> list[Tensor]:
         """The parameters' exponential moving averages, in the order of the groups."""
         if self._options.ema_decay is None:
             raise ValueError(expected("ema", "ema_decay to be set", "None"))
-        return [self._extra.get(p, {}).get("ema", p.detach()) for p in self._flat()]
+        for p in self._flat():
+            if not is_lazy(p) and "ema" not in self._state.get(p, {}):
+                wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+                self._state[p]["ema"] = p.detach().to(wide, copy=True)
+        return [p.detach() if is_lazy(p) else self._state[p]["ema"] for p in self._flat()]
 
     def memory(self) -> dict[str, int]:
         """Bytes of the tensors beside the parameters, by name."""
         total: dict[str, int] = {}
-        for held in (*self._state.values(), *self._extra.values()):
-            for name, value in held.items():
-                if isinstance(value, Tensor):
-                    total[name] = total.get(name, 0) + value.nbytes
+        for entry in self._state.values():
+            for name, value in entry.items():
+                if isinstance(value, Tensor) and name not in self._numbers():
+                    total[name] = total.get(name, 0) + shard(value).nbytes
         return total
 
     def state_dict(self) -> dict[str, Any]:
-        """PyTorch's layout, with its step counts; what it has no place for under "saddlepoint"."""
-        if self._plan is not None:
-            self._ready_plan()
-        clocks = self._counts()
-        own = self._state
-        full: dict[Tensor, dict[str, Any]] = {}
-        for p in self._flat():
-            steps, carry = clocks[p]
-            entry = dict(own[p]) if p in own else {}
-            if steps and self.counts:
-                entry = {"step": _scalar(float(steps)), **entry}
-            if steps:
-                entry |= {n: _scalar(c) for n, c in zip(self.carried, carry, strict=False)}
-            if entry:
-                full[p] = entry
-        # The base class packs `self.state`, hooks included.
-        self._state = cast(Any, full)
-        try:
-            saved: dict[str, Any] = super().state_dict()
-        finally:
-            self._state = own
-        places = {p: i for i, p in enumerate(self._flat())}
-        ours: dict[str, Any] = {"clocks": {places[p]: c for p, c in clocks.items() if c[0]}}
-        for name in ("ema", "remainder"):
-            if held := {places[p]: x[name] for p, x in self._extra.items() if name in x}:
-                ours[name] = held
-        saved[_OURS] = ours
+        """PyTorch's layout; averages and remainders are among the states."""
+        with self._lock:
+            self._show_clocks()
+            own = self._state
+            # As plain dicts, which any loader takes. The base class packs `self.state`.
+            self._state = cast(Any, {p: dict(entry) for p, entry in own.items() if entry})
+            try:
+                saved: dict[str, Any] = super().state_dict()
+            finally:
+                self._state = own
         return saved
-
-    def _counts(self) -> dict[Tensor, _Clock]:
-        """The clock of every parameter."""
-        counts: dict[Tensor, _Clock] = {p: (0, []) for p in self._flat()}
-        if self._plan is not None:
-            native = self._plan.native
-            return counts | {p: native.clock(i) for i, p in enumerate(self._plan.params)}
-        known = {p: self._clocks.get(id(self._holder(p))) for p in counts}
-        return counts | {p: clock[1] for p, clock in known.items() if clock is not None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state dict of this class or of PyTorch's own.
 
-        Averages and remainders that it lacks begin anew at the parameters.
+        Averages and remainders that it lacks begin anew at the parameters; those that this
+        optimizer does not keep are left out.
 
         Raises
         ------
         TypeError, ValueError
-            For other names, shapes or groups; nothing has been changed then.
+            For other names, shapes, numbers or groups; nothing has been changed then.
         """
-        loaded: dict[str, Any] = {}
 
         def keep(_: Any, given: dict[str, Any]) -> dict[str, Any]:
-            loaded.update(given)
             self._check_loaded(given)
             state = {
                 i: {name: _Kept(value) for name, value in entry.items()}
@@ -441,14 +523,13 @@ class Optimizer(Rule, torch.optim.Optimizer):
             }
             return {**given, "state": state}
 
-        # Registered last, so that it sees what other hooks made of the dict.
-        handle = self.register_load_state_dict_pre_hook(cast(Any, keep))
-        self._ours_loaded = loaded
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-            del self._ours_loaded
+        with self._lock:
+            # Registered last, so that it sees what other hooks made of the dict.
+            handle = self.register_load_state_dict_pre_hook(cast(Any, keep))
+            try:
+                super().load_state_dict(state_dict)
+            finally:
+                handle.remove()
 
     def _check_loaded(self, given: dict[str, Any]) -> None:
         flat = self._flat()
@@ -456,102 +537,83 @@ class Optimizer(Rule, torch.optim.Optimizer):
         numbers = [i for group in groups for i in group["params"]]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
             return  # PyTorch says it better
-        of = {i: {**self.defaults, **group} for group in groups for i in group["params"]}
-        ours = given.get(_OURS, {})
-        for place, (i, p) in enumerate(zip(numbers, flat, strict=True)):
-            for name in ("ema", "remainder"):
-                if place in ours.get(name, {}):
-                    _check_shape(name, ours[name][place], tuple(p.shape))
+        of: dict[Any, Group] = {}
+        for group, own in zip(groups, self.param_groups, strict=True):
+            loaded = {**self.defaults, **group, "params": own["params"]}
+            self._check(loaded)
+            of |= {
+                i: {**loaded, "params": [p]}
+                for i, p in zip(group["params"], own["params"], strict=True)
+            }
+        for i, p in zip(numbers, flat, strict=True):
             entry = given["state"].get(i)
             if not entry:
                 continue
-            names = self._states({**of[i], "params": [p]}, p)
-            counted = {"step"} if self.counts else set()
-            needed = {*counted, *self.carried, *names}
-            known = {*needed, *self.known}
-            if not needed <= set(entry) or not set(entry) <= known | self._own_names(p):
+            names = self._states(of[i], p)
+            needed = {*(self._numbers() if self.counts else ()), *names}
+            known = {*needed, *self.known, *self._numbers(), *_BESIDE}
+            own_names = set(self._state[p]) if p in self._state else set()
+            # Without its states a parameter has what the options put beside it.
+            begun = set(entry) - set(_BESIDE)
+            if (begun and not needed <= set(entry)) or not set(entry) <= known | own_names:
                 raise ValueError(expected("state", sorted(known), sorted(entry)))
-            for name in names:
-                if entry[name] is not None:
-                    _check_shape(name, entry[name], self._shape(name, tuple(p.shape)))
-
-    def _own_names(self, p: Tensor) -> set[str]:
-        """What the user keeps among the states of ``p``."""
-        return set(self._state[p]) if p in self._state else set()
+            for name in (*names, *self._beside()):
+                if entry.get(name) is not None:
+                    _check_shape(name, entry[name], self._slot(name, tuple(p.shape), (), "")[0])
+            for name in self._numbers():
+                if name in entry:
+                    (steps_of if name == "step" else partial(number, name))(entry[name])
 
     def __getstate__(self) -> dict[str, Any]:
-        counts = self._counts()
         return {
             **super().__getstate__(),
             "_options": self._options,
-            "_extra": self._extra,
-            "_counted": [counts[p] for p in self._flat()],
             "_step_supports_amp_scaling": True,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plan = None
-        self._unplanned, self._holders = [], []
+        self._begin()
         if "state" in self.__dict__:
             self.state = self.__dict__.pop("state")
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-        if hasattr(self, "_ours_loaded"):
-            self._unwrap(self._ours_loaded)
-        elif "_counted" in self.__dict__:
-            counted = self.__dict__.pop("_counted")
-            self._keep_clocks(dict(zip(self._flat(), counted, strict=True)))
+        if any(isinstance(v, _Kept) for entry in self._state.values() for v in entry.values()):
+            self._unwrap()
 
-    def _keep_clocks(self, clocks: Mapping[Tensor, _Clock]) -> None:
-        holders = {p: self._holder(p) for p in clocks}
-        self._clocks = {id(holders[p]): (holders[p], clock) for p, clock in clocks.items()}
-
-    def _unwrap(self, loaded: dict[str, Any]) -> None:
-        """Make our states and clocks of what ``load_state_dict`` left."""
-        ours = loaded.get(_OURS, {})
-        exact = ours.get("clocks", {})
-        names = self._names()
-        given = {
-            p: {k: v.value if isinstance(v, _Kept) else v for k, v in entry.items()}
-            for p, entry in self._state.items()
-        }
+    def _unwrap(self) -> None:
+        """Make our states of what ``load_state_dict`` left."""
+        given = {p: {k: v.value for k, v in entry.items()} for p, entry in self._state.items()}
         self.state = {}
-        self._extra = {}
-        clocks: dict[Tensor, _Clock] = {}
         begun: list[tuple[Tensor, str]] = []
         slots: dict[torch.device, list[_Slot]] = {}
-        for i, p in enumerate(self._flat()):
-            entry = given.get(p, {})
-            steps, carry = exact.get(i, (0, []))
-            if "step" in entry:
-                counted = int(entry.pop("step"))
-                rounded = [float(entry.pop(name)) for name in self.carried]
-                steps, carry = counted, carry if counted == steps else rounded
-            states = {name: entry.pop(name) for name in names[p] if name in entry}
-            if names[p] and states and all(value is not None for value in states.values()):
-                if not self.counts:
-                    steps = steps or 1  # a momentum that came without a count
-                dtype = str(p.dtype).removeprefix("torch.")
-                strides = torch.empty_like(p, device="meta").stride()
-                for name, value in states.items():
-                    slots.setdefault(p.device, []).append(
-                        self._slot(name, tuple(p.shape), tuple(strides), dtype)
-                    )
+        for group in self.param_groups:
+            for p in group["params"]:
+                entry = given.get(p, {})
+                for name in _BESIDE:
+                    if name not in self._beside():
+                        entry.pop(name, None)
+                for name in self._numbers():
+                    if name in entry:
+                        entry[name] = _scalar(name, entry[name])
+                local = shard(p)
+                names = () if is_lazy(p) else (*self._states(group, local), *self._beside())
+                for name in names:
+                    if entry.get(name) is None:
+                        entry.pop(name, None)
+                        continue
+                    dtype = str(p.dtype).removeprefix("torch.")
+                    strides = torch.empty_like(local, device="meta").stride()
+                    slot = self._slot(name, tuple(local.shape), tuple(strides), dtype)
+                    slots.setdefault(local.device, []).append(slot)
                     begun.append((p, name))
-                    entry[name] = value
-            if entry:
-                self._state[p] = entry
-            if steps:
-                clocks[p] = (steps, list(carry))
-            for name in ("ema", "remainder"):
-                if i in ours.get(name, {}):
-                    self._extra.setdefault(p, {})[name] = ours[name][i].clone().to(p.device)
+                if entry:
+                    self._state[p] = entry
         made = {device: iter(_tensors(device, of)) for device, of in slots.items()}
         for p, name in begun:
-            self._state[p][name] = next(made[p.device]).copy_(self._state[p][name])
-        self._keep_clocks(clocks)
+            tensor = next(made[shard(p).device]).copy_(shard(self._state[p][name]))
+            self._state[p][name] = of_shard(tensor, p)
 
 
 def _check_shape(name: str, value: Any, shape: tuple[int, ...]) -> None:
@@ -571,10 +633,17 @@ def _written(tensors: list[Tensor]) -> None:
             increment_version(t)
 
 
-def _scalar(value: float) -> Tensor:
-    """A scalar state as PyTorch keeps it."""
-    wide = torch.get_default_dtype() == torch.float64
-    return torch.tensor(value, dtype=torch.float64 if wide else torch.float32)
+def _scalar(name: str, value: Any) -> Tensor:
+    """A number as PyTorch keeps it; what a rule carries on stays exact in float64."""
+    wide = name != "step" or torch.get_default_dtype() == torch.float64
+    return torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32)
+
+
+def _is_scalar(name: str, held: Any) -> bool:
+    """Whether an entry's number can be shown in place."""
+    kinds = (torch.float32, torch.float64) if name == "step" else (torch.float64,)
+    plain = isinstance(held, Tensor) and held.device.type == "cpu" and held.dtype in kinds
+    return plain and held.numel() == 1
 
 
 def _tensors(
