@@ -456,9 +456,9 @@ class Update {
             }
             if (!g) throw py::error_already_set();
             if (g.is_none()) {
-                tensors_[i].gradient.data = nullptr;
                 all_stepped_ = false;
                 if (entries_[i].followed() && !look_at_parameter(i)) missing.push_back(i);
+                tensors_[i].gradient.data = nullptr;  // laid out again, it is the last one's
                 continue;
             }
             if (!glance(i, g.ptr())) look_closely(i, g, zero, missing);
