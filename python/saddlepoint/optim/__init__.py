@@ -24,6 +24,10 @@ stochastic_rounding : int, optional
     mean is kept. The bits depend on the seed, the step, the array's number and the element alone.
 decay_mask : callable or sequence of bool, optional
     For which parameters ``weight_decay`` holds, such as ``lambda p: p.ndim > 1``.
+process_group : optional
+    In `saddlepoint.torch.optim`: the processes over which ``max_norm`` and ``check_finite`` sum,
+    where each has a share of the gradients (FSDP1, ZeRO); "local" where each has all of them
+    (DistributedDataParallel). DTensors tell by themselves. Without it several processes raise.
 foreach, fused, capturable
     Accepted, since the result is the same. ``differentiable=True`` raises.
 

@@ -172,7 +172,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     def _begin(self) -> None:
         self._plan: Plan | None = None
-        self._owners: list[Tensor] = []  # of the plan's tensors, which may be their shards
+        self._owners: list[Tensor] = []  # of the plan's tensors,
+        self._sharded = False  # which may be their shards
         self._unplanned: list[Tensor] = []
         # Over all processes, where several have a share: the norm, and whether it spoilt the step.
         self._shared_norm: float | None = None
@@ -257,6 +258,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         self._unplanned = [p for p in self._flat() if is_lazy(p)]
         groups = self._planned_groups()
         self._owners = [p for p in self._flat() if not is_lazy(p)]
+        self._sharded = any(shard(p) is not p for p in self._owners)
         first = next(iter(self._owners), None)
         device = "cpu" if first is None else device_of(shard(first).detach())
         plan = Plan(self, groups, self._options, device)
@@ -272,10 +274,6 @@ class Optimizer(Rule, torch.optim.Optimizer):
         self._plan = plan
         self._state.changes.made = False
         return plan
-
-    @property
-    def _sharded(self) -> bool:
-        return self._plan is not None and self._plan.params != self._owners
 
     def _planned_groups(self) -> list[Group]:
         """The groups with the tensors that a plan works on: shards, and none without a shape."""
