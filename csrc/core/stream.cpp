@@ -4,10 +4,66 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
 
 #include "core/parallel.hpp"
 
 SP_BEGIN
+
+// A barrier whose members look for a moment and then sleep. OpenMP's own spins for milliseconds: on
+// a busy machine a member waits for one that is not running, on the very core that this one needs.
+class Team {
+   public:
+    // Throws what has no name for anybody but `run` where another member has failed.
+    struct Stopped {};
+    void meet(int size) {
+        wait(size);
+        if (failed_) throw Stopped();
+    }
+    // At the end of the region nobody throws.
+    void wait(int size) {
+        const unsigned phase = phase_.load();
+        if (arrived_.fetch_add(1) == size - 1) {
+            arrived_ = 0;
+            open(phase + 1);
+            return;
+        }
+        const auto closed = [&] { return phase_.load() == phase && !failed_; };
+        for (int look = 0; closed() && look < looks; ++look) continue;
+        if (!closed()) return;
+        std::unique_lock<std::mutex> lock(mutex_);
+        opened_.wait(lock, [&] { return !closed(); });
+    }
+    // Keeps the first exception, and lets everybody go.
+    void fail(std::exception_ptr error) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!error_) error_ = std::move(error);
+        failed_ = true;
+        opened_.notify_all();
+    }
+    void rethrow() const {
+        if (error_) std::rethrow_exception(error_);
+    }
+
+   private:
+    static constexpr int looks = 10000;  // some ten microseconds
+
+    void open(unsigned phase) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        phase_ = phase;
+        opened_.notify_all();
+    }
+
+    std::atomic<int> arrived_{0};
+    std::atomic<unsigned> phase_{0};
+    std::atomic<bool> failed_{false};
+    std::mutex mutex_;
+    std::condition_variable opened_;
+    std::exception_ptr error_;
+};
 
 namespace {
 
@@ -16,7 +72,9 @@ namespace {
 int threads = 0;
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { threads = 1; });
 
-constexpr double work_worth_a_thread = 2e4;
+// A member that has to be waited for because its core is taken costs a hundred times what a second
+// thread gains below this; on an idle machine a team begins to gain at a fifth of it.
+constexpr double nanoseconds_worth_a_thread = 2e4;
 
 }  // namespace
 
@@ -29,11 +87,8 @@ void set_num_threads(int n) { threads = n; }
 
 void Stream::synchronize() const {}
 
-// Inside `run` this is the barrier of the enclosing parallel region.
 void Context::sync() const {
-    if (size > 1) {
-#pragma omp barrier
-    }
+    if (team) team->meet(size);
 }
 
 Slabs slabs(index rows) {
@@ -48,15 +103,26 @@ index column_blocks(index columns) {
     return blocks;
 }
 
-void run(const Stream& stream, double work, const std::function<void(const Context&)>& f) {
+void run(const Stream& stream, double nanoseconds, const std::function<void(const Context&)>& f) {
     const int team = static_cast<int>(
-        std::min<double>(num_threads(), std::max(1.0, work / work_worth_a_thread)));
+        std::min<double>(num_threads(), std::max(1.0, nanoseconds / nanoseconds_worth_a_thread)));
     if (team == 1) {
         f(Context{0, 1, stream});
         return;
     }
+    Team meeting;
 #pragma omp parallel num_threads(team)
-    f(Context{omp_get_thread_num(), omp_get_num_threads(), stream});
+    {
+        const Context context{omp_get_thread_num(), omp_get_num_threads(), stream, -1, &meeting};
+        try {
+            f(context);
+        } catch (const Team::Stopped&) {
+        } catch (...) {
+            meeting.fail(std::current_exception());
+        }
+        meeting.wait(context.size);
+    }
+    meeting.rethrow();
 }
 
 SP_END

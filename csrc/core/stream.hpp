@@ -34,11 +34,15 @@ struct Slabs {
 };
 Slabs slabs(index rows);
 
+class Team;  // CPU: where its members meet
+
 struct Context {
     int rank = 0, size = 1;
     Stream stream;
     index only = -1;  // at least 0: this slab alone, of those that the member owns
+    Team* team = nullptr;
 
+    // Waits for all members. Where one of them has thrown, nobody comes back from here.
     void sync() const;
     // The part of `count` equal units that this member owns.
     Range share(index count) const { return {count * rank / size, count * (rank + 1) / size}; }
@@ -68,7 +72,14 @@ void slab_by_slab(const Context& context, index rows, F&& f) {
     });
 }
 
-// `work` is a rough count of scalar operations: little work is not worth a team.
-void run(const Stream& stream, double work, const std::function<void(const Context&)>& f);
+// What work takes on one thread, in nanoseconds and roughly.
+namespace cost {
+constexpr double multiply_add = 0.02;  // in a product of matrices
+constexpr double element = 0.5;        // read and written in a pass
+constexpr double update = 1.5;         // of a parameter with its states
+}  // namespace cost
+
+// Little work is not worth a team. What a member throws comes out of here, once all have stopped.
+void run(const Stream& stream, double nanoseconds, const std::function<void(const Context&)>& f);
 
 SP_END

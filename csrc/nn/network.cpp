@@ -67,7 +67,7 @@ Pass<T>::Pass(const Stream& stream, const NetworkSpec& spec, index rows, Level l
                      spec.loss == "mean_squared_error" ? rows * spec.outputs : 0);
     layers_ = make_layer(spec.layers, plan_, &input_);
     if (!spec.loss.empty()) loss_ = make_loss(spec.loss, plan_, layers_->output);
-    work_ = double(rows) * double(spec.parameters + spec.inputs);
+    work_ = cost::multiply_add * double(rows) * double(spec.parameters + spec.inputs);
     std::stable_sort(plan_.jobs.begin(), plan_.jobs.end(),
                      [](const Job& a, const Job& b) { return a.work > b.work; });
 }
@@ -95,7 +95,7 @@ void Pass<T>::evaluate(const Batch& batch, const T* theta, T* buffers, bool upda
         if (loss_) loss_->forward(context, targets, T(weight / double(plan_.rows)));
         if (loss_ && plan_.level != Level::value) layers_->backward(context);
     };
-    run(stream_, work_, [&](const Context& context) {
+    run(stream_, (plan_.level == Level::value ? 1.0 : 3.0) * work_, [&](const Context& context) {
         over_rows(context, within_rows);
         if (!loss_ || plan_.level == Level::value) return;
         context.sync();  // weight gradients sum over all rows
@@ -155,7 +155,7 @@ void Pass<T>::product(const T* v, index directions, T* product, bool accumulate)
     plan_.theta.tangent = const_cast<T*>(v);
     plan_.theta.gradient_tangent = product;
     plan_.accumulate = accumulate;
-    run(stream_, work_, [&](const Context& context) {
+    run(stream_, 6.0 * double(directions) * work_, [&](const Context& context) {
         over_rows(context, [&](const Context& part) {
             layers_->forward_tangent(part, directions);
             loss_->tangent(part, directions, T(weight_ / double(plan_.rows)));
@@ -177,7 +177,7 @@ void Pass<T>::backward(const T* dy, T* gradient, T* dx) {
     plan_.theta.gradient = gradient;
     plan_.accumulate = false;
     copy(y.gradient, dy, plan_.rows * y.columns);
-    run(stream_, work_, [&](const Context& context) {
+    run(stream_, 2.0 * work_, [&](const Context& context) {
         layers_->backward(context);
         context.sync();
         run_jobs(context, 0);
@@ -191,7 +191,7 @@ void Pass<T>::forward_tangent(const T* v, const T* xt, index directions, T* yt) 
     const Signal<T>& y = *layers_->output;
     plan_.theta.tangent = const_cast<T*>(v);
     copy(input_.tangent, xt, directions * plan_.rows * input_.columns);
-    run(stream_, work_,
+    run(stream_, 2.0 * double(directions) * work_,
         [&](const Context& context) { layers_->forward_tangent(context, directions); });
     copy(yt, y.tangent, directions * plan_.rows * y.columns);
 }
@@ -202,7 +202,7 @@ void Pass<T>::backward_tangent(const T* dyt, index directions, T* product, T* dx
     plan_.theta.gradient_tangent = product;
     plan_.accumulate = false;
     copy(y.gradient_tangent, dyt, directions * plan_.rows * y.columns);
-    run(stream_, work_, [&](const Context& context) {
+    run(stream_, 4.0 * double(directions) * work_, [&](const Context& context) {
         layers_->backward_tangent(context, directions);
         context.sync();
         run_jobs(context, directions);

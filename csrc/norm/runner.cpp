@@ -78,7 +78,8 @@ class Runner {
         }
         const index channel = s.outer * s.inner * bytes_of(s.dtype) * arrays;
         const bool fits = !cut.rows && 2 * channel <= near_cache();
-        run(stream_, double(s.size()) * double(passes_.size()), [&](const Context& context) {
+        const double elements = double(s.size()) * double(passes_.size());
+        run(stream_, cost::element * elements, [&](const Context& context) {
             const bool alone = s.channels % context.size == 0 || s.channels >= 8 * context.size;
             if (fits && alone) {
                 channel_by_channel(context);

@@ -66,7 +66,7 @@ constexpr index block = 8192;
 template <class F>
 void for_blocks(const Stream& stream, index n, F f) {
     const index count = (n + block - 1) / block;
-    run(stream, double(n), [&](const Context& context) {
+    run(stream, cost::element * double(n), [&](const Context& context) {
         const Range mine = context.share(count);
         for (index b = mine.begin; b < mine.end; ++b) {
             f(b, b * block, std::min(block, n - b * block));

@@ -35,7 +35,7 @@ void factored(const Stream& stream, T* g, T* row_var, T* column_var, const Tenso
         T* const c = column_var + m * columns;
         T mean = T(0);
         std::fill(sums.begin(), sums.end(), 0.0);
-        run(stream, 4.0 * double(rows * columns), [&](const Context& context) {
+        run(stream, cost::update * double(rows * columns), [&](const Context& context) {
             for_owned_slabs(context, rows, [&](index s, Range range) {
                 double* const sum = &sums[s * columns];
                 for (index i = range.begin; i < range.end; ++i) {

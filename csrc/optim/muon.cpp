@@ -27,7 +27,8 @@ void orthogonalize(const Stream& stream, T* x, T* y, T* square, index rows, inde
     const auto steps = static_cast<int>(h[9]);
     T* from = x;
     T* to = y;
-    run(stream, double(steps) * double(size) * double(side), [&](const Context& context) {
+    const double products = 3.0 * double(steps) * double(size) * double(side);
+    run(stream, cost::multiply_add * products, [&](const Context& context) {
         T* const local = from;
         T* in = local;
         T* out = to;

@@ -496,7 +496,7 @@ void for_share(const Context& context, const std::vector<Part>& parts, index eac
 double work_of(const std::vector<Part>& parts) {
     double work = 0.0;
     for (const Part& part : parts) work += double(part.tensor->size);
-    return 4.0 * work;
+    return cost::update * work;
 }
 
 // The scalars of a rule, in the type that the tensor is worked on.
@@ -649,7 +649,7 @@ SP_INSTANTIATE(double)
 double squared_norm(const Stream& stream, const Tensor& tensor, const Strided& x) {
     const index count = slabs_of(tensor.size);
     std::vector<double> partial(count);
-    run(stream, 4.0 * double(tensor.size), [&](const Context& context) {
+    run(stream, cost::element * double(tensor.size), [&](const Context& context) {
         const Range mine = context.share(count);
         for (index i = mine.begin; i < mine.end; ++i) {
             const auto squares = [&] {
