@@ -824,7 +824,7 @@ def test_no_parameters_and_empty_ones(name: str) -> None:
 LINE, ONES = np.zeros(12), np.ones(12)
 SQUARE = np.zeros((4, 6))
 OVERLAPS: list[tuple[str, Callable[[], object]]] = [
-    ("twice", lambda: optim.SGD([LINE, LINE])),
+    ("twice", lambda: optim.SGD([LINE, LINE[:]])),
     ("shared", lambda: optim.SGD([LINE[:7], LINE[6:]])),
     ("one-of-every-other", lambda: optim.SGD([LINE[::2], LINE[4:5]])),
     ("strides-that-meet", lambda: optim.SGD([LINE[::2], LINE[::3]])),

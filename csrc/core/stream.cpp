@@ -103,11 +103,11 @@ index column_blocks(index columns) {
     return blocks;
 }
 
-void run(const Stream& stream, double nanoseconds, const std::function<void(const Context&)>& f) {
+void run(const Stream& stream, double nanoseconds, const Work& work) {
     const int team = static_cast<int>(
         std::min<double>(num_threads(), std::max(1.0, nanoseconds / nanoseconds_worth_a_thread)));
     if (team == 1) {
-        f(Context{0, 1, stream});
+        work(Context{0, 1, stream});
         return;
     }
     Team meeting;
@@ -115,7 +115,7 @@ void run(const Stream& stream, double nanoseconds, const std::function<void(cons
     {
         const Context context{omp_get_thread_num(), omp_get_num_threads(), stream, -1, &meeting};
         try {
-            f(context);
+            work(context);
         } catch (const Team::Stopped&) {
         } catch (...) {
             meeting.fail(std::current_exception());

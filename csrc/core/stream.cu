@@ -123,9 +123,9 @@ void Context::sync() const {}
 Slabs slabs(index rows) { return {rows, rows, 1}; }
 index column_blocks(index) { return 1; }
 
-void run(const Stream& stream, double, const std::function<void(const Context&)>& f) {
+void run(const Stream& stream, double, const Work& work) {
     const DeviceGuard guard;
-    f(Context{0, 1, stream});
+    work(Context{0, 1, stream});
 }
 
 SP_END

@@ -8,8 +8,6 @@
 // threads.
 #pragma once
 
-#include <functional>
-
 #include "core/config.hpp"
 
 SP_BEGIN
@@ -79,7 +77,20 @@ constexpr double element = 0.5;        // read and written in a pass
 constexpr double update = 1.5;         // of a parameter with its states
 }  // namespace cost
 
+// What members are to do: a reference to a function, which to pass on allocates nothing.
+class Work {
+   public:
+    template <class F>
+    Work(const F& f)
+        : f_(&f), call_([](const void* g, const Context& c) { (*static_cast<const F*>(g))(c); }) {}
+    void operator()(const Context& context) const { call_(f_, context); }
+
+   private:
+    const void* f_;
+    void (*call_)(const void*, const Context&);
+};
+
 // Little work is not worth a team. What a member throws comes out of here, once all have stopped.
-void run(const Stream& stream, double nanoseconds, const std::function<void(const Context&)>& f);
+void run(const Stream& stream, double nanoseconds, const Work& work);
 
 SP_END

@@ -6,6 +6,7 @@
 // tangents of both gives Hv exactly (Pearlmutter 1994).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>

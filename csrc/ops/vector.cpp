@@ -78,15 +78,18 @@ void for_blocks(const Stream& stream, index n, F f) {
 
 template <class T>
 double dot(const Stream& stream, index n, const T* x, const T* y) {
-    std::vector<double> partial((n + block - 1) / block);
-    for_blocks(stream, n, [&](index b, index begin, index size) {
-        const auto dot_block = [&]() -> double {
-            SP_PICK_ISA(dot_block, size, x + begin, y + begin);
-        };
-        partial[b] = dot_block();
-    });
-    double total = 0.0;
-    for (double p : partial) total += p;
+    constexpr index at_once = 1024;
+    double partial[at_once], total = 0.0;
+    for (index done = 0; done < n; done += at_once * block) {
+        const index left = std::min(n - done, at_once * block);
+        for_blocks(stream, left, [&](index b, index begin, index size) {
+            const auto dot_block = [&]() -> double {
+                SP_PICK_ISA(dot_block, size, x + done + begin, y + done + begin);
+            };
+            partial[b] = dot_block();
+        });
+        for (index b = 0; b * block < left; ++b) total += partial[b];
+    }
     return total;
 }
 

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
-#include "core/buffer.hpp"
 #include "ops/vector.hpp"
 
 SP_BEGIN
@@ -22,19 +20,22 @@ void whole(T* g, T* variance, index size, const Adafactor<T>& rule) {
     }
 }
 
+// The sums of a column over each slab of rows.
+index column_sums(const Tensor& t) { return slabs(t.rows).count * t.columns; }
+
+// `sums` has room for the column sums and, after them, for a row.
 template <class T>
 void factored(const Stream& stream, T* g, T* row_var, T* column_var, const Tensor& t,
-              const Adafactor<T>& rule) {
+              const Adafactor<T>& rule, double* sums) {
     const index matrices = t.batch, rows = t.rows, columns = t.columns;
     const auto weight = T(rule.weight), least = T(rule.eps1 * rule.eps1);
     const index most = slabs(rows).count;
-    std::vector<double> sums(most * columns);
-    std::vector<T> scale(columns);
+    auto* const scale = reinterpret_cast<T*>(sums + most * columns);
     for (index m = 0; m < matrices; ++m, g += rows * columns) {
         T* const r = row_var + m * rows;
         T* const c = column_var + m * columns;
         T mean = T(0);
-        std::fill(sums.begin(), sums.end(), 0.0);
+        std::fill_n(sums, most * columns, 0.0);
         run(stream, cost::update * double(rows * columns), [&](const Context& context) {
             for_owned_slabs(context, rows, [&](index s, Range range) {
                 double* const sum = &sums[s * columns];
@@ -75,15 +76,14 @@ void factored(const Stream& stream, T* g, T* row_var, T* column_var, const Tenso
 
 template <class T>
 void adafactor_typed(const Stream& stream, const Part& part, const double* h, double factor,
-                     const StepOptions& options) {
+                     const StepOptions& options, double* scratch) {
     const Tensor& t = *part.tensor;
     auto& rule = *static_cast<Adafactor<T>*>(part.rule);
-    const Buffer memory(stream, t.size * sizeof(T));
-    auto* const g = static_cast<T*>(memory.data());
+    auto* const g = reinterpret_cast<T*>(scratch + column_sums(t) + t.columns);
     gather_direction(stream, part, RuleId::AdafactorGradient, h, factor, options, g);
     auto* const first = static_cast<T*>(t.state[0].data);
     if (t.state[1].data) {
-        factored(stream, g, first, static_cast<T*>(t.state[1].data), t, rule);
+        factored(stream, g, first, static_cast<T*>(t.state[1].data), t, rule, scratch);
     } else {
         whole(g, first, t.size, rule);
     }
@@ -95,12 +95,17 @@ void adafactor_typed(const Stream& stream, const Part& part, const double* h, do
 
 }  // namespace
 
+std::size_t adafactor_bytes(const Tensor& t) {
+    return (column_sums(t) + t.columns + t.size) * sizeof(double);
+}
+
 void adafactor(const Stream& stream, const Part& part, const double* h, double factor,
-               const StepOptions& options) {
+               const StepOptions& options, void* scratch) {
+    auto* const memory = static_cast<double*>(scratch);
     if (part.tensor->p.dtype == Dtype::f64) {
-        adafactor_typed<double>(stream, part, h, factor, options);
+        adafactor_typed<double>(stream, part, h, factor, options, memory);
     } else {
-        adafactor_typed<float>(stream, part, h, factor, options);
+        adafactor_typed<float>(stream, part, h, factor, options, memory);
     }
 }
 

@@ -10,7 +10,9 @@
 
 SP_BEGIN
 
+// CPU. `scratch` has this many bytes, so that nothing is allocated once a step has begun.
+std::size_t adafactor_bytes(const Tensor& tensor);
 void adafactor(const Stream& stream, const Part& part, const double* hyper, double factor,
-               const StepOptions& options);
+               const StepOptions& options, void* scratch);
 
 SP_END

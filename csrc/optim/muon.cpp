@@ -75,11 +75,8 @@ void orthogonalize(const Stream& stream, T* x, T* y, T* square, index rows, inde
 
 template <class T>
 void muon_typed(const Stream& stream, const Part& part, const double* h, double factor,
-                const StepOptions& options) {
+                const StepOptions& options, T* x) {
     const Tensor& t = *part.tensor;
-    const index side = std::min(t.rows, t.columns);
-    const Buffer memory(stream, (2 * t.size + 3 * side * side) * sizeof(T));
-    auto* const x = static_cast<T*>(memory.data());
     gather_direction(stream, part, RuleId::MuonMomentum, h, factor, options, x);
     orthogonalize(stream, x, x + t.size, x + 2 * t.size, t.rows, t.columns, h);
     const double longer = double(std::max(t.rows, t.columns));
@@ -91,12 +88,17 @@ void muon_typed(const Stream& stream, const Part& part, const double* h, double 
 
 }  // namespace
 
+std::size_t muon_bytes(const Tensor& t) {
+    const index side = std::min(t.rows, t.columns);
+    return (2 * t.size + 3 * side * side) * (t.p.dtype == Dtype::f64 ? 8 : 4);
+}
+
 void muon(const Stream& stream, const Part& part, const double* h, double factor,
-          const StepOptions& options) {
+          const StepOptions& options, void* scratch) {
     if (part.tensor->p.dtype == Dtype::f64) {
-        muon_typed<double>(stream, part, h, factor, options);
+        muon_typed(stream, part, h, factor, options, static_cast<double*>(scratch));
     } else {
-        muon_typed<float>(stream, part, h, factor, options);
+        muon_typed(stream, part, h, factor, options, static_cast<float*>(scratch));
     }
 }
 

@@ -9,7 +9,9 @@
 
 SP_BEGIN
 
+// CPU. `scratch` has this many bytes, so that nothing is allocated once a step has begun.
+std::size_t muon_bytes(const Tensor& tensor);
 void muon(const Stream& stream, const Part& part, const double* hyper, double factor,
-          const StepOptions& options);
+          const StepOptions& options, void* scratch);
 
 SP_END

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "core/buffer.hpp"
 #include "core/isa.hpp"
 #include "core/philox.hpp"
 #include "optim/adafactor.hpp"
@@ -476,15 +477,19 @@ constexpr bool needs_norms[] = {SP_RULES(SP_FLAG)};
 #undef SP_FLAG
 
 // Calls f(part, begin, end, number) for the pieces of `each` elements that a member owns: equal,
-// contiguous shares of all of them, whatever tensors they lie in.
+// contiguous shares of all of them, whatever tensors they lie in; or of those whose rules want
+// norms.
 template <class F>
-void for_share(const Context& context, const std::vector<Part>& parts, index each, F&& f) {
+void for_share(const Context& context, const Parts& parts, bool all, index each, F&& f) {
+    const auto pieces_of = [&](const Part& part) {
+        return all || needs_norms[part.tensor->rule] ? (part.tensor->size + each - 1) / each : 0;
+    };
     index total = 0;
-    for (const Part& part : parts) total += (part.tensor->size + each - 1) / each;
+    for (const Part& part : parts) total += pieces_of(part);
     const Range mine = context.share(total);
     index at = 0;
     for (const Part& part : parts) {
-        const index pieces = (part.tensor->size + each - 1) / each;
+        const index pieces = pieces_of(part);
         const index begin = std::max(mine.begin - at, index(0));
         const index end = std::min(mine.end - at, pieces);
         if (begin < end) f(part, begin * each, std::min(end * each, part.tensor->size), at + begin);
@@ -493,7 +498,7 @@ void for_share(const Context& context, const std::vector<Part>& parts, index eac
     }
 }
 
-double work_of(const std::vector<Part>& parts) {
+double work_of(const Parts& parts) {
     double work = 0.0;
     for (const Part& part : parts) work += double(part.tensor->size);
     return cost::update * work;
@@ -526,7 +531,7 @@ double sum_of_squares(const Stream& stream, const std::vector<Part>& parts) {
     for (const Part& part : parts) count += slabs_of(part.tensor->size);
     std::vector<double> partial(count);
     run(stream, work_of(parts), [&](const Context& context) {
-        for_share(context, parts, slab,
+        for_share(context, parts, true, slab,
                   [&](const Part& part, index begin, index end, index number) {
                       for (index at = begin; at < end; at += slab, ++number) {
                           const auto squares = [&] {
@@ -557,19 +562,11 @@ void set_norms(const Part& part, const double* sums) {
 
 }  // namespace
 
-void sweep(const Stream& stream, const std::vector<Part>& parts, double factor,
-           const StepOptions& options) {
+void sweep(const Stream& stream, const Parts& parts, double factor, const StepOptions& options,
+           double* sums) {
     constexpr index line = 64;  // pieces begin at multiples of this, to keep vectors whole
-    std::vector<Part> by_norms;
-    index slabs = 0;
-    for (const Part& part : parts) {
-        if (!needs_norms[part.tensor->rule]) continue;
-        by_norms.push_back(part);
-        slabs += slabs_of(part.tensor->size);
-    }
-    std::vector<double> sums(2 * slabs);
     run(stream, work_of(parts), [&](const Context& context) {
-        if (slabs > 0) {
+        if (sums) {
             const auto prepare = [&](const Part& part, index begin, index end, index number) {
                 for (index at = begin; at < end; at += slab, ++number) {
                     const auto piece = [&] {
@@ -579,18 +576,19 @@ void sweep(const Stream& stream, const std::vector<Part>& parts, double factor,
                     piece();
                 }
             };
-            for_share(context, by_norms, slab, prepare);
+            for_share(context, parts, false, slab, prepare);
             context.sync();
             if (context.rank == 0) {
-                const double* at = sums.data();
-                for (const Part& part : by_norms) {
+                const double* at = sums;
+                for (const Part& part : parts) {
+                    if (!needs_norms[part.tensor->rule]) continue;
                     set_norms(part, at);
                     at += 2 * slabs_of(part.tensor->size);
                 }
             }
             context.sync();
         }
-        for_share(context, parts, line, [&](const Part& part, index begin, index end, index) {
+        for_share(context, parts, true, line, [&](const Part& part, index begin, index end, index) {
             const auto piece = [&] {
                 SP_PICK_ISA(update_piece, part, factor, options, begin, end);
             };
@@ -601,18 +599,27 @@ void sweep(const Stream& stream, const std::vector<Part>& parts, double factor,
 
 namespace {
 
-// What is beside parameters that stay goes on.
-void stay(const Stream& stream, std::vector<Tensor>& tensors, StepOptions options) {
-    if (tensors.empty()) return;
-    options.random = false;
-    unsigned char nothing = 0;
-    std::vector<Part> parts;
-    for (Tensor& t : tensors) {
-        t.rule = int(RuleId::Still);
-        parts.push_back({&t, &nothing, 0});
+// Tensors whose parameter stays, while what is beside it goes on.
+class Unmoved {
+   public:
+    explicit Unmoved(std::vector<Tensor> tensors) : tensors_(std::move(tensors)) {
+        parts_.reserve(tensors_.size());
+        for (Tensor& t : tensors_) {
+            t.rule = int(RuleId::Still);
+            parts_.push_back({&t, &nothing_, 0});
+        }
     }
-    sweep(stream, parts, 1.0, options);
-}
+    void go(const Stream& stream, StepOptions options) const {
+        if (parts_.empty()) return;
+        options.random = false;
+        sweep(stream, parts_, 1.0, options);
+    }
+
+   private:
+    std::vector<Tensor> tensors_;
+    std::vector<Part> parts_;
+    unsigned char nothing_ = 0;
+};
 
 }  // namespace
 
@@ -625,7 +632,7 @@ void gather_direction(const Stream& stream, const Part& part, RuleId first, cons
     t.rule = int(first);
     Block block;
     builds[t.rule](sizeof(T) == 8, block.bytes, hyper, part.step, nullptr);
-    sweep(stream, {{&t, block.bytes, part.step}}, factor, options);
+    sweep(stream, Parts({&t, block.bytes, part.step}), factor, options);
 }
 
 template <class T>
@@ -635,7 +642,7 @@ void apply_direction(const Stream& stream, const Part& part, const StepOptions& 
     t.gradient = {const_cast<T*>(x), nullptr, sizeof(T) == 8 ? Dtype::f64 : Dtype::f32};
     StepOptions after = options;
     after.zero = false;
-    sweep(stream, {{&t, part.rule, part.step}}, 1.0, after);
+    sweep(stream, Parts({&t, part.rule, part.step}), 1.0, after);
 }
 
 #define SP_INSTANTIATE(T)                                                                     \
@@ -647,19 +654,23 @@ SP_INSTANTIATE(double)
 #undef SP_INSTANTIATE
 
 double squared_norm(const Stream& stream, const Tensor& tensor, const Strided& x) {
+    constexpr index at_once = 1024;
     const index count = slabs_of(tensor.size);
-    std::vector<double> partial(count);
-    run(stream, cost::element * double(tensor.size), [&](const Context& context) {
-        const Range mine = context.share(count);
-        for (index i = mine.begin; i < mine.end; ++i) {
-            const auto squares = [&] {
-                SP_PICK_ISA(squares, tensor, x, i * slab, std::min((i + 1) * slab, tensor.size));
-            };
-            partial[i] = squares();
-        }
-    });
-    double sum = 0.0;
-    for (double p : partial) sum += p;
+    double partial[at_once], sum = 0.0;
+    for (index done = 0; done < count; done += at_once) {
+        const index slabs = std::min(at_once, count - done);
+        run(stream, cost::element * double(slabs * slab), [&](const Context& context) {
+            const Range mine = context.share(slabs);
+            for (index i = mine.begin; i < mine.end; ++i) {
+                const index begin = (done + i) * slab;
+                const auto squares = [&] {
+                    SP_PICK_ISA(squares, tensor, x, begin, std::min(begin + slab, tensor.size));
+                };
+                partial[i] = squares();
+            }
+        });
+        for (index i = 0; i < slabs; ++i) sum += partial[i];
+    }
     return sum;
 }
 
@@ -686,24 +697,24 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
     }
     std::vector<Part> parts;
     parts.reserve(tensors.size());
-    std::vector<Tensor> still;
+    std::vector<Tensor> without;
     for (const Tensor& t : tensors) {
         if (t.gradient.data) {
             parts.push_back({&t, nullptr, 0});
         } else if (t.ema.data || t.copy.data) {
-            still.push_back(t);
-            still.back().gradient = t.p;
+            without.push_back(t);
+            without.back().gradient = t.p;
         }
     }
     const auto skip = [&] {
         state_->skipped = true;
         if (!options.zero) return;
-        still.clear();
+        std::vector<Tensor> left;
         for (const Part& part : parts) {
-            still.push_back(*part.tensor);
-            still.back().ema = still.back().copy = {};
+            left.push_back(*part.tensor);
+            left.back().ema = left.back().copy = {};
         }
-        stay(stream, still, options);
+        Unmoved(std::move(left)).go(stream, options);
     };
     state_->skipped = false;
     double factor = options.unscale;
@@ -717,51 +728,68 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
         const double coefficient = options.max_norm / (norm + 1e-6);
         if (!(coefficient >= 1.0)) factor *= coefficient;
     }
-    // Tensors in step with the one before them share its scalars, except where norms go into them.
+    // All memory is taken before anything is written, so that no step is done by half.
+    const Unmoved unmoved(std::move(without));
+    std::vector<Clock> ended(parts.size());
     std::vector<Block> blocks;
-    std::vector<std::size_t> block_of;
-    block_of.reserve(parts.size());
-    const Tensor* before = nullptr;
-    Clock begun, ended;
-    for (Part& part : parts) {
+    blocks.reserve(parts.size());
+    std::vector<Part> elementwise;
+    elementwise.reserve(parts.size());
+    std::size_t bytes = 0;
+    index slabs = 0;
+    for (const Part& part : parts) {
         const Tensor& t = *part.tensor;
-        Clock& clock = state_->clocks[part.tensor - tensors.data()];
+        if (t.rule == int(RuleId::Adafactor)) bytes = std::max(bytes, adafactor_bytes(t));
+        if (t.rule == int(RuleId::Muon)) bytes = std::max(bytes, muon_bytes(t));
+        if (needs_norms[t.rule]) slabs += slabs_of(t.size);
+    }
+    const Buffer scratch(stream, bytes);
+    std::vector<double> sums(2 * slabs);
+
+    // Tensors in step with the one before them share its scalars, except where norms go into them.
+    const Tensor* before = nullptr;
+    const Clock* begun = nullptr;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        const Tensor& t = *parts[i].tensor;
+        const Clock& clock = state_->clocks[&t - tensors.data()];
         const bool wide = t.p.dtype == Dtype::f64;
         const bool shared = before && !needs_norms[t.rule] && before->rule == t.rule &&
                             before->hyper == t.hyper && (before->p.dtype == Dtype::f64) == wide &&
-                            begun.steps == clock.steps &&
-                            std::equal(begun.carry, begun.carry + max_carried, clock.carry);
-        if (!shared) {
-            begun = ended = clock;
-            ++ended.steps;
+                            begun->steps == clock.steps &&
+                            std::equal(begun->carry, begun->carry + max_carried, clock.carry);
+        if (shared) {
+            ended[i] = ended[i - 1];
+        } else {
+            ended[i] = clock;
+            ++ended[i].steps;
             blocks.emplace_back();
-            builds[t.rule](wide, blocks.back().bytes, &hyper[t.hyper * max_hyper], ended.steps,
-                           ended.carry);
-            before = &t;
+            builds[t.rule](wide, blocks.back().bytes, &hyper[t.hyper * max_hyper], ended[i].steps,
+                           ended[i].carry);
         }
-        clock = ended;
-        part.step = clock.steps;
-        block_of.push_back(blocks.size() - 1);
+        before = &t;
+        begun = &clock;
+        parts[i].step = ended[i].steps;
+        parts[i].rule = blocks.back().bytes;
     }
-    for (std::size_t i = 0; i < parts.size(); ++i) parts[i].rule = blocks[block_of[i]].bytes;
     // Rules on matrices want buffers of a tensor's size, and go one by one.
-    std::vector<Part> elementwise;
-    elementwise.reserve(parts.size());
     for (const Part& part : parts) {
         if (part.tensor->size == 0) continue;
         const double* h = &hyper[part.tensor->hyper * max_hyper];
         if (part.tensor->rule == int(RuleId::Adafactor)) {
-            adafactor(stream, part, h, factor, options);
+            adafactor(stream, part, h, factor, options, scratch.data());
         } else if (part.tensor->rule == int(RuleId::Muon)) {
-            muon(stream, part, h, factor, options);
+            muon(stream, part, h, factor, options, scratch.data());
         } else {
             elementwise.push_back(part);
         }
     }
-    sweep(stream, elementwise, factor, options);
+    sweep(stream, elementwise, factor, options, slabs ? sums.data() : nullptr);
     StepOptions rest = options;
     rest.zero = false;  // what stands for their gradients is themselves
-    stay(stream, still, rest);
+    unmoved.go(stream, rest);
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        state_->clocks[parts[i].tensor - tensors.data()] = ended[i];
+    }
 }
 
 #endif

@@ -88,9 +88,19 @@ struct Part {
     index step;
 };
 
-// Runs elementwise rules; `factor` multiplies the gradients.
-void sweep(const Stream& stream, const std::vector<Part>& parts, double factor,
-           const StepOptions& options);
+struct Parts {
+    const Part* first;
+    std::size_t count;
+    Parts(const std::vector<Part>& parts) : first(parts.data()), count(parts.size()) {}
+    explicit Parts(const Part& part) : first(&part), count(1) {}
+    const Part* begin() const { return first; }
+    const Part* end() const { return first + count; }
+};
+
+// Runs elementwise rules; `factor` multiplies the gradients. `sums` has two numbers for each slab
+// of the tensors whose rules want norms.
+void sweep(const Stream& stream, const Parts& parts, double factor, const StepOptions& options,
+           double* sums = nullptr);
 
 // The stages around a rule on matrices. The first writes to `x`, dense in the tensor's order, what
 // the elementwise rule `first` makes of the gradient, and clears it if asked to; the last moves the

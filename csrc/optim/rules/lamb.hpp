@@ -18,6 +18,7 @@ struct Lamb {
                                             "beta1", "beta2",           "eps"};
 
     T decay, sign, c1, c2, beta2, bc1, root_bc2, eps, rate;
+    T lift = T(1);  // a power of two that the direction takes over from a rate beyond T's range
     SP_HD Lamb(const double* h, index step, double*)
         : decay(T(h[1])),
           sign(T(sign_of_maximize(h[2]))),
@@ -30,7 +31,15 @@ struct Lamb {
           rate(T(h[0])) {}
 
     SP_HD void set_norms(double p2, double r2) {
-        if (p2 > 0.0 && r2 > 0.0) rate = T(double(rate) * std::sqrt(p2) / std::sqrt(r2));
+        if (!(p2 > 0.0 && r2 > 0.0)) return;
+        double full = double(rate) * std::sqrt(p2) / std::sqrt(r2);
+        if (full > 1e30 && full < double(INFINITY) && sizeof(T) == 4) {
+            const int beyond = std::ilogb(full) - 64;
+            const double power = std::ldexp(1.0, beyond < 120 ? beyond : 120);
+            lift = T(power);
+            full /= power;
+        }
+        rate = T(full);
     }
     SP_HD T direction(T p, T m, T v) const {
         return decayed((m / bc1) / (std::sqrt(v) / root_bc2 + eps), decay, p);
@@ -42,7 +51,7 @@ struct Lamb {
         return direction(p, m, v);
     }
     SP_HD void operator()(T& p, const T&, T& m, T& v) const {
-        p = std::fma(-rate, direction(p, m, v), p);
+        p = std::fma(-rate, lift * direction(p, m, v), p);
     }
 };
 

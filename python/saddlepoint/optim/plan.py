@@ -154,10 +154,10 @@ def number(name: str, value: Any) -> float:
     raise TypeError(expected(name, "a number", repr(value)))
 
 
-def numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
+def numbers(name: str, values: Any, count: int, what: str = "") -> tuple[float, ...]:
     """``count`` of them, in a tuple or list."""
     if not isinstance(values, tuple | list) or len(values) != count:
-        raise ValueError(expected(name, f"{count} numbers", repr(values)))
+        raise ValueError(expected(name, what or f"{count} numbers", repr(values)))
     return tuple(number(name, value) for value in values)
 
 
@@ -178,8 +178,9 @@ def at_least_zero(**values: Any) -> None:
 
 def within_one(name: str, values: Any, count: int) -> None:
     """Raise ValueError unless there are ``count`` numbers within [0, 1)."""
-    if not all(0.0 <= b < 1.0 for b in numbers(name, values, count)):
-        raise ValueError(expected(name, f"{count} numbers within [0, 1)", tuple(values)))
+    what = f"{count} numbers within [0, 1)"
+    if not all(0.0 <= b < 1.0 for b in numbers(name, values, count, what)):
+        raise ValueError(expected(name, what, tuple(values)))
 
 
 def each_once(params: Sequence[Any], names: Sequence[str] | None = None) -> None:

@@ -1,0 +1,146 @@
+"""Memory that is not to be had: an error, and nothing half done.
+
+Each case runs in a process whose ``malloc`` fails at one call, at the next one in the next try, and
+so on until a step asks for no more memory than it gets.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test_optim import NAMES
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stddef.h>
+
+static _Thread_local int inside;
+static volatile long left = -1;
+static volatile int failed;
+
+/* The count-th allocation from now on fails, once; 0: none. */
+void fail_after(long count) { failed = 0; left = count > 0 ? count : -1; }
+int has_failed(void) { return failed; }
+
+static int now(void) {
+    if (inside || left < 0) return 0;
+    if (__sync_sub_and_fetch(&left, 1) != 0) return 0;
+    left = -1;
+    return failed = 1;
+}
+void* __libc_malloc(size_t);
+void* __libc_memalign(size_t, size_t);
+void* malloc(size_t n) { return now() ? NULL : __libc_malloc(n); }
+void* aligned_alloc(size_t a, size_t n) { return now() ? NULL : __libc_memalign(a, n); }
+int posix_memalign(void** p, size_t a, size_t n) {
+    if (now()) return ENOMEM;
+    *p = __libc_memalign(a, n);
+    return *p ? 0 : ENOMEM;
+}
+"""
+
+DRIVER = """
+import ctypes, sys
+import numpy as np
+from saddlepoint import _core, norm, optim
+
+shim = ctypes.CDLL(None)
+_core.set_num_threads(2)
+
+def through(make, call, state):
+    # Failures in turn until none is left; a failed call must leave what `state` gives as it was.
+    failures = 0
+    for k in range(1, 400):
+        made = make()
+        call(made)  # what is laid out once
+        before = state(made)
+        shim.fail_after(k)
+        try:
+            call(made)
+            shim_failed = shim.has_failed()
+        except MemoryError:
+            shim_failed = True
+            failures += 1
+            shim.fail_after(0)
+            assert state(made) == before, f"half done where allocation {k} failed"
+        shim.fail_after(0)
+        if not shim_failed:
+            print("failures", failures)
+            return
+    raise AssertionError("no end")
+
+rng = np.random.default_rng(0)
+"""
+
+STEPS = """
+name, shapes = sys.argv[1], [(300, 200), (200, 300), (64, 64)]
+
+def make():
+    params = [rng.standard_normal(s).astype(np.float32) for s in shapes]
+    grads = [rng.standard_normal(s).astype(np.float32) for s in shapes]
+    return getattr(optim, name)(params, lr=0.01, ema_decay=0.9, max_norm=1.0), grads, params
+
+def state(made):
+    optimizer, _, params = made
+    saved = optimizer.state_dict()["state"]
+    return [p.tobytes() for p in params] + [
+        v.tobytes() if hasattr(v, "tobytes") else v for e in saved for v in e.values()
+    ]
+
+through(make, lambda made: made[0].step(made[1]), state)
+"""
+
+NORMS = """
+shape = {"NC": (4096, 512), "NCHW": (32, 64, 28, 28), "NHWC": (16, 64, 56, 56)}[sys.argv[1]]
+layout = {} if sys.argv[1] != "NHWC" else {}
+
+def make():
+    x = rng.standard_normal(shape).astype(np.float32)
+    if sys.argv[1] == "NHWC":
+        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    return x, np.zeros(shape[1], np.float32), np.ones(shape[1], np.float32)
+
+def call(made):
+    x, mean, var = made
+    y, saved = norm.batch_norm(x, running_mean=mean, running_var=var, activation="relu")
+    norm.batch_norm_backward(y, saved)
+
+through(make, call, lambda made: [a.tobytes() for a in made[1:]])
+"""
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shim")
+    source, library = folder / "shim.c", folder / "shim.so"
+    source.write_text(SHIM)
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler is not None, "a C compiler, as the package's build needs one"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+    return library
+
+
+def run(shim: Path, script: str, argument: str) -> int:
+    """How many failures there were."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER + script, argument],
+        env={**os.environ, "LD_PRELOAD": str(shim)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_is_made_or_not(shim: Path, name: str) -> None:
+    assert run(shim, STEPS, name) > 0
