@@ -693,6 +693,19 @@ def test_centered_rmsprop_on_constant_gradients_needs_the_clamp(
     assert finite == [False, True]
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-42, 1e-44])
+def test_lamb_moves_by_the_rate_however_small_the_gradients(size: float) -> None:
+    """‖step‖ = lr ‖p‖, though ‖p‖ / ‖r‖ is beyond float32."""
+    rng = np.random.default_rng(1)
+    p = rng.standard_normal(1000).astype(np.float32)
+    start = p.astype(np.float64)
+    g = (size * np.sign(rng.standard_normal(1000))).astype(np.float32)
+    optim.LAMB(p, lr=0.01, weight_decay=0.0).step(g)
+    wanted = reference.lamb(start, [lambda _: g.astype(np.float64)], lr=0.01, weight_decay=0.0)[-1]
+    # A subnormal mean has few digits: at 1e-44 the gradient is 7 times the smallest number.
+    assert_allclose(p - start, wanted - start, rtol=2e-2 if size < 1e-43 else 1e-3, atol=1e-7)
+
+
 def test_empty_arrays() -> None:
     p, nothing, none = np.ones(3), np.empty((0, 4)), np.empty(0)
     optim.SGD([nothing, p, none], lr=1.0).step([nothing, p.copy(), none])
