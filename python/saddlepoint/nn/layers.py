@@ -294,7 +294,7 @@ class BatchNorm(Layer):
         return {
             **super()._spec(inputs, parameters, buffers),
             "eps": self.eps,
-            "momentum": -1.0 if self.momentum is None else self.momentum,
+            **({"cumulative": True} if self.momentum is None else {"momentum": self.momentum}),
             "affine": self.affine,
         }
 
