@@ -136,7 +136,11 @@ SP_HD void second_tangent(const Task& t, const Channel& k, index g, index c, dou
 SP_HD bool within_float(const Channel& k, Work work, const double* c) {
     constexpr double least = 1.17549435e-38, most = 3.40282347e38;
     if (k.r > 1e12 || k.r < 1e-12 || std::fabs(k.rounded) > 1e31) return !std::isfinite(k.r);
-    for (int i = SCALE; i < coefficients_of(work); ++i) {
+    const int n = coefficients_of(work);
+    bool all = true;
+    for (int i = SCALE; i < n; ++i) all &= std::fabs(c[i]) >= least && std::fabs(c[i]) <= most;
+    if (all) return true;
+    for (int i = SCALE; i < n; ++i) {
         const double size = std::fabs(c[i]);
         if (std::isfinite(size) && size != 0.0 && (size < least || size > most)) return false;
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "norm/fused.hpp"
 
@@ -11,6 +12,9 @@ SP_BEGIN
 namespace normalization {
 
 namespace {
+
+// Squares of floats whose sum is less, for each element, may have been too small for them.
+constexpr double vanishing = 1e-30;
 
 Values array(const void* x, const Sweep& sweep) { return {const_cast<void*>(x), sweep.dtype}; }
 
@@ -117,8 +121,21 @@ void sum_exactly(const Sweep& sweep, const Runs& runs, int bit, const double* c,
 bool untrusted(const Sweep& sweep, const Runs& runs, const double* sums, int number) {
     if (sweep.dtype == Dtype::f64) return false;
     if (!std::all_of(sums, sums + number, [](double x) { return std::isfinite(x); })) return true;
-    const bool vanished = sweep.work == Work::moments && sums[1] < 1e-30 * double(runs.size());
-    return vanished && !constant(sweep, runs);
+    const bool small = sweep.work == Work::moments && sums[1] < vanishing * double(runs.size());
+    return small && !constant(sweep, runs);
+}
+
+bool any_untrusted(const Sweep& sweep, const Runs& runs, const double* sums, int number) {
+    if (sweep.dtype == Dtype::f64) return false;
+    constexpr double most = std::numeric_limits<double>::max();
+    const double least = sweep.work == Work::moments ? vanishing * double(runs.count) : -most;
+    index bad = 0;
+    for (int k = 0; k < number; ++k) {
+        const double* const row = sums + k * row_stride;
+        const double bound = k == 1 ? least : -most;
+        for (index i = 0; i < runs.length; ++i) bad += !(row[i] >= bound && row[i] <= most);
+    }
+    return bad != 0;
 }
 
 }  // namespace normalization

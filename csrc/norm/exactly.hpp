@@ -15,6 +15,8 @@ void sum_exactly(const Sweep& sweep, const Runs& runs, int bit, const double* co
 
 // Whether sums in float cannot be trusted: they overflowed, or squares vanished.
 bool untrusted(const Sweep& sweep, const Runs& runs, const double* sums, int number);
+// Whether those of some column may be: a quick look at a tile's.
+bool any_untrusted(const Sweep& sweep, const Runs& runs, const double* sums, int number);
 
 }  // namespace normalization
 

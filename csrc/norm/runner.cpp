@@ -280,12 +280,14 @@ class Runner {
         const index channels = cut.shape.channels;
         double one[most_coefficients];
         const index own = std::min(length, channels);
+        to.exact.reset();
         for (index i = 0; i < own; ++i) {
-            to.exact[i] = !prepare(p, g, begin + i, one);
+            if (!prepare(p, g, begin + i, one)) to.exact.set(i);
             for (int k = 0; k < p.coefficients; ++k) to.table[k * row_stride + i] = T(one[k]);
         }
-        for (index i = own; i < length; ++i) to.exact[i] = to.exact[i - own];
-        for (index i = length; i < row_tile; ++i) to.exact[i] = false;
+        if (to.exact.any()) {
+            for (index i = own; i < length; ++i) to.exact[i] = to.exact[i - own];
+        }
         for (int k = 0; k < p.coefficients; ++k) {
             T* const row = to.table + k * row_stride;
             for (index i = own; i < length; ++i) row[i] = row[i - own];
@@ -333,6 +335,7 @@ class Runner {
     void sum_tile(const Pass& p, index g, index begin, const Runs& runs, const Columns<T>& columns,
                   double* sums) const {
         sum_isa(p.sweep, runs, nullptr, columns.table, sums);
+        if (columns.exact.none() && !any_untrusted(p.sweep, runs, sums, p.sums)) return;
         for (index i = 0; i < runs.length; ++i) {
             double here[most_sums];
             for (int k = 0; k < p.sums; ++k) here[k] = sums[k * row_stride + i];
