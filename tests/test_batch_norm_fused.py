@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-from saddlepoint import norm
+from saddlepoint import nn, norm
 from saddlepoint.vector import Vector
 
 Array = NDArray[Any]
@@ -1023,6 +1023,8 @@ def test_refused_numbers(
         norm.batch_norm(X, None, None, mean, var, training, count=count, **given)
     assert_array_equal((mean, var), (0 * ONE, ONE))
     assert count == 0
+    with pytest.raises(error, match=re.escape(message)):
+        nn.BatchNorm(3, **given)
 
 
 @pytest.mark.parametrize("eps", [np.float32(0.5), np.float64(0.5), np.array(0.5),
