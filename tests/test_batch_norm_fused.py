@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-from saddlepoint import norm
+from saddlepoint import nn, norm
 from saddlepoint.vector import Vector
 
 Array = NDArray[Any]
@@ -994,6 +994,46 @@ ASKED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "out": (ValueError, "out: expected shape (4, 3, 2), got (4, 2, 3)",
             lambda: norm.batch_norm(X, out=np.empty((4, 2, 3)))),
 }  # fmt: skip
+
+
+NUMBERS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
+    "eps below 0": (ValueError, "eps: expected a finite number of at least 0, got -1.0",
+                    {"eps": -1}),
+    "eps NaN": (ValueError, "eps: expected a finite number", {"eps": np.float32(np.nan)}),
+    "eps infinite": (ValueError, "eps: expected a finite number", {"eps": np.inf}),
+    "eps a word": (TypeError, "eps: expected a number, got '1e-5'", {"eps": "1e-5"}),
+    "eps None": (TypeError, "eps: expected a number, got None", {"eps": None}),
+    "eps complex": (TypeError, "eps: expected a number, got 1j", {"eps": 1j}),
+    "eps an array": (TypeError, "eps: expected a number, got array", {"eps": np.ones(3)}),
+    "momentum below 0": (ValueError, "momentum: expected None or a number within [0, 1], got -1.0",
+                         {"momentum": -1.0}),
+    "momentum above 1": (ValueError, "momentum: expected None", {"momentum": 1.5}),
+    "momentum NaN": (ValueError, "momentum: expected None", {"momentum": np.nan}),
+    "momentum a word": (TypeError, "momentum: expected a number, got '0.1'", {"momentum": "0.1"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("error", "message", "given"), NUMBERS.values(), ids=NUMBERS)
+def test_refused_numbers(
+    error: type[Exception], message: str, given: dict[str, Any], training: bool
+) -> None:
+    mean, var, count = 0 * ONE, ONE.copy(), np.zeros(())
+    with pytest.raises(error, match=re.escape(message)):
+        norm.batch_norm(X, None, None, mean, var, training, count=count, **given)
+    assert_array_equal((mean, var), (0 * ONE, ONE))
+    assert count == 0
+    with pytest.raises(error, match=re.escape(message)):
+        nn.BatchNorm(3, **given)
+
+
+@pytest.mark.parametrize("eps", [np.float32(0.5), np.float64(0.5), np.array(0.5),
+                                 torch.tensor(0.5)], ids=lambda e: type(e).__name__)  # fmt: skip
+def test_numbers_of_other_kinds(eps: Any) -> None:
+    mean, var = 0 * ONE, ONE.copy()
+    y, _ = norm.batch_norm(X, None, None, mean, var, momentum=np.float32(0.5), eps=eps)
+    assert_array_equal(y, norm.batch_norm(X, eps=0.5)[0])
+    assert_allclose(mean, 0.5 * X.mean((0, 2)), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("error", "message", "call"), ASKED.values(), ids=ASKED)

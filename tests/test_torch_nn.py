@@ -189,7 +189,11 @@ def layer(module: Any, shape: tuple[int, ...], *args: Any, **options: Any) -> An
 
 
 def pair(
-    rng: np.random.Generator, shape: tuple[int, ...], *args: Any, **options: Any
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    *args: Any,
+    residual: bool = False,
+    **options: Any,
 ) -> tuple[Any, Any]:
     """PyTorch's layer and ours, with the same random parameters and statistics."""
     fused = {k: options.pop(k) for k in ("activation", "negative_slope") if k in options}
@@ -198,7 +202,9 @@ def pair(
         for tensor in theirs.state_dict().values():
             if tensor.is_floating_point():
                 tensor.copy_(normal(rng, *tensor.shape) ** 2 + 0.1)
-    mine = layer(ours, shape, *args, **options, **fused)
+    mine = layer(ours, shape, *args, **options)
+    if fused or residual:
+        mine = ours.BatchNormAct(mine, **fused)
     mine.load_state_dict(theirs.state_dict())
     return theirs, mine
 
@@ -216,11 +222,9 @@ def test_is_a_torch_module(axes: int) -> None:
         if argument.kind is argument.POSITIONAL_OR_KEYWORD:
             assert taken[argument.name].default == argument.default
     assert list(taken)[:5] == ["num_features", "eps", "momentum", "affine", "track_running_stats"]
-    bn = mine(3, activation="relu")
-    assert repr(bn).startswith(f"{name}(3")
-    assert "relu" in repr(bn)
-    assert "relu" not in repr(mine(3))
-    assert bn.activation == "relu"
+    assert repr(mine(3)) == repr(theirs(3))
+    forward, wanted = (inspect.signature(c.forward).parameters for c in (mine, theirs))
+    assert list(forward) == list(wanted)
 
 
 def test_functional_takes_the_arguments_of_its_namesake() -> None:
@@ -295,18 +299,18 @@ def test_activation_and_residual(
     assert_near(y, wanted)
     first = torch.autograd.grad(wanted, (*one, *theirs.parameters()), dy)
     assert_near(torch.autograd.grad(y, (*other, *mine.parameters()), dy), first)
-    assert_near([mine.running_mean, mine.running_var], [theirs.running_mean, theirs.running_var])
+    assert_near([*mine.buffers()], [*theirs.buffers()])
 
 
 def test_residual_by_name(rng: np.random.Generator) -> None:
     x, _, _, residual = inputs(rng, (4, 3))
-    bn = ours.BatchNorm1d(3, dtype=torch.float64)
+    bn = ours.BatchNormAct(ours.BatchNorm1d(3, dtype=torch.float64))
     assert torch.equal(bn(x, residual), bn(x, residual=residual))
 
 
 def test_residual_is_the_input(rng: np.random.Generator) -> None:
     x = normal(rng, 6, 3).requires_grad_()
-    bn = ours.BatchNorm1d(3, activation="relu", dtype=torch.float64)
+    bn = ours.BatchNormAct(ours.BatchNorm1d(3, dtype=torch.float64), "relu")
     (dx,) = torch.autograd.grad(bn(x, x).sum(), x)
     (wanted,) = torch.autograd.grad(Formula(3, "relu")(x, x).sum(), x)
     assert_near(dx, wanted)
@@ -443,7 +447,7 @@ def through_a_file(x: Any, weights_only: bool = True) -> Any:
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_state_dicts_interchange(rng: np.random.Generator, options: dict[str, Any]) -> None:
     theirs = layer(nn, (4, 3), **options)
-    mine = layer(ours, (4, 3), **options, activation="relu", noise=Noise(3))
+    mine = layer(ours, (4, 3), **options, noise=Noise(3))
     assert list(mine.state_dict()) == list(theirs.state_dict())
     for one, other in ((theirs, mine), (mine, theirs)):
         one(normal(rng, 8, 3))
@@ -470,15 +474,15 @@ def test_old_state_dict_has_no_count() -> None:
     ids=["deepcopy", "pickle", "torch.save"],
 )
 def test_copies_are_the_same_layer(rng: np.random.Generator, copied: Any) -> None:
-    bn = ours.BatchNorm1d(
-        3, 0.2, None, activation="leaky_relu", negative_slope=SLOPE, ghost=4, renorm=(2.0, 1.0),
-        noise=Noise(5), dtype=torch.float64,
-    )  # fmt: skip
+    norm = ours.BatchNorm1d(
+        3, 0.2, None, ghost=4, renorm=(2.0, 1.0), noise=Noise(5), dtype=torch.float64
+    )
+    bn = ours.BatchNormAct(norm, "leaky_relu", SLOPE)
     bn(normal(rng, 8, 3))
     other = copied(bn)
     assert type(other) is type(bn)
     assert repr(other) == repr(bn)
-    assert other.weight is not bn.weight
+    assert other.norm.weight is not bn.norm.weight
     for _ in range(2):
         x = normal(rng, 8, 3)
         torch.manual_seed(4)
@@ -514,9 +518,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "1d axes": (lambda: ours.BatchNorm1d(3)(torch.ones(2, 3, 2, 2)), "expected .*got"),
     "2d axes": (lambda: ours.BatchNorm2d(3)(torch.ones(2, 3, 2)), "expected .*got"),
     "3d axes": (lambda: ours.BatchNorm3d(3)(torch.ones(2, 3, 2, 2)), "expected .*got"),
-    "activation": (lambda: ours.BatchNorm1d(3, activation="elu"), "activation: expected .*'elu'"),
+    "activation": (lambda: ours.BatchNormAct(nn.BatchNorm1d(3), "elu"),
+                   "activation: expected .*'elu'"),
     "ghost": (lambda: ours.BatchNorm1d(3, ghost=0)(torch.ones(4, 3)), "ghost: expected .*, got"),
-    "residual": (lambda: ours.BatchNorm1d(3)(torch.ones(4, 3), torch.ones(4, 2)),
+    "residual": (lambda: ours.BatchNormAct(ours.BatchNorm1d(3))(torch.ones(4, 3), torch.ones(4, 2)),
                  "residual: expected .*, got"),
     "statistics": (lambda: ours.functional.batch_norm(torch.ones(4, 3), None, None),
                    "running_mean: expected .*, got"),
@@ -530,7 +535,7 @@ def test_wrong_arguments(call: Callable[[], Any], message: str) -> None:
 
 
 def test_errors_leave_the_state_alone() -> None:
-    bn = ours.BatchNorm1d(3, noise=Noise(1))
+    bn = ours.BatchNormAct(ours.BatchNorm1d(3, noise=Noise(1)))
     before = copy.deepcopy(bn.state_dict())
     for x, residual in (
         (torch.ones(1, 3), None),
@@ -837,9 +842,13 @@ def test_nested_vmap(rng: np.random.Generator) -> None:
 
 def test_ensemble(rng: np.random.Generator) -> None:
     """As in PyTorch's tutorial: stacked modules under one vmap, per-model gradients."""
-    options = {"track_running_stats": False, "activation": "relu", "dtype": torch.float64}
-    models = [nn.Sequential(nn.Linear(4, 3).double(), ours.BatchNorm1d(3, **options))
-              for _ in range(3)]  # fmt: skip
+    models = [
+        nn.Sequential(
+            nn.Linear(4, 3),
+            ours.BatchNormAct(ours.BatchNorm1d(3, track_running_stats=False), "relu"),
+        ).double()
+        for _ in range(3)
+    ]
     parameters, buffers = func.stack_module_state(models)
     base = copy.deepcopy(models[0]).to("meta")
     x = normal(rng, 8, 4)
@@ -992,7 +1001,7 @@ def test_discriminator_with_a_gradient_penalty(rng: np.random.Generator) -> None
         return nn.Sequential(*layers).double()
 
     slope = nn.LeakyReLU(0.2)
-    mine = ours.BatchNorm2d(3, activation="leaky_relu", negative_slope=0.2)
+    mine = ours.BatchNormAct(ours.BatchNorm2d(3), "leaky_relu", 0.2)
     x = normal(rng, 5, 2, 8, 8).requires_grad_()
     results = []
     for model in (net(mine, nn.Identity()), net(Formula(3), slope)):
@@ -1026,10 +1035,11 @@ class Block(nn.Module):
 
 def blocks() -> tuple[Block, Block]:
     torch.manual_seed(3)
-    mine = Block(lambda c, a: ours.BatchNorm2d(c, activation=a, dtype=torch.float64))
+    mine = Block(lambda c, a: ours.BatchNormAct(ours.BatchNorm2d(c, dtype=torch.float64), a))
     exact = Block(Formula)
-    exact.load_state_dict(mine.state_dict(), strict=False)
-    assert list(dict(mine.named_parameters())) == list(dict(exact.named_parameters()))
+    mine.load_state_dict(exact.state_dict(), strict=False)
+    names = [name.replace(".norm.", ".") for name, _ in mine.named_parameters()]
+    assert names == list(dict(exact.named_parameters()))
     return mine, exact
 
 
@@ -1038,11 +1048,12 @@ def test_hessian_vector_products_of_a_network(rng: np.random.Generator, way: Any
     x, targets = normal(rng, 6, 2, 5, 5), normal(rng, 6, 3)
     mine, exact = blocks()
     func.replace_all_batch_norm_modules_(mine)
-    names = [name for name, _ in mine.named_parameters()]
     p = tuple(q.detach() for q in mine.parameters())
     v = tuple(normal(rng, *q.shape) for q in p)
 
     def loss(model: nn.Module) -> Callable[..., Tensor]:
+        names = [name for name, _ in model.named_parameters()]
+
         def f(*q: Tensor) -> Tensor:
             y = func.functional_call(model, dict(zip(names, q, strict=True)), (x,))
             out: Tensor = ((y - targets) ** 4).mean()
@@ -1063,7 +1074,7 @@ def test_reverse_over_reverse_with_running_statistics(rng: np.random.Generator) 
         first = torch.autograd.grad((model(x) ** 2).sum(), p, create_graph=True)
         results.append(torch.autograd.grad(dot(first, first), p))
     assert_near(*results, 1e-10)
-    assert int(mine.bn1.num_batches_tracked) == 1
+    assert int(mine.bn1.norm.num_batches_tracked) == 1
 
 
 def test_training_follows_torch(rng: np.random.Generator) -> None:
@@ -1101,11 +1112,12 @@ def test_only_what_is_asked_for(
 
 
 def test_frozen_parameters(rng: np.random.Generator) -> None:
-    bn = ours.BatchNorm1d(3, dtype=torch.float64, activation="relu").requires_grad_(False)
+    norm = ours.BatchNorm1d(3, dtype=torch.float64)
+    bn = ours.BatchNormAct(norm, "relu").requires_grad_(False)
     x = normal(rng, 5, 3).requires_grad_()
     bn(x).sum().backward()
     assert x.grad is not None
-    assert bn.weight.grad is None
+    assert norm.weight.grad is None
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -1118,8 +1130,7 @@ def test_without_gradients(rng: np.random.Generator, mode: Any) -> None:
             y, wanted = mine(x), torch.relu(theirs(x))
         assert not y.requires_grad
         assert_near(y, wanted)
-    assert_near([mine.running_mean, mine.running_var], [theirs.running_mean, theirs.running_var])
-    assert int(mine.num_batches_tracked) == int(theirs.num_batches_tracked)
+    assert_near([*mine.buffers()], [*theirs.buffers()])
 
 
 def test_versions_of_the_buffers() -> None:
@@ -1210,7 +1221,7 @@ def test_checkpoint(rng: np.random.Generator, use_reentrant: bool) -> None:
         (leaf,) = leaves_of([x])
         y = checkpoint(f, leaf, use_reentrant=use_reentrant)
         y.pow(2).sum().backward()
-        results.append([leaf.grad, bn.weight.grad, bn.bias.grad, *bn.buffers()])
+        results.append([leaf.grad, *(p.grad for p in bn.parameters()), *bn.buffers()])
     assert_near(*reversed(results))
 
 
@@ -1241,7 +1252,7 @@ def test_relu_saves_no_more_than_a_bit_a_value(rng: np.random.Generator, residua
 
     x, added = (normal(rng, 16, 8, 12, 12, dtype=torch.float32) for _ in range(2))
     x.requires_grad_()
-    bn = ours.BatchNorm2d(8, activation="relu")
+    bn = ours.BatchNormAct(ours.BatchNorm2d(8), "relu")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         bn(x, added) if residual else bn(x)
     others = sum(packed.values()) - packed[x.untyped_storage().data_ptr()]
@@ -1332,7 +1343,8 @@ def test_model_in_channels_last(rng: np.random.Generator) -> None:
 
 def test_autocast(rng: np.random.Generator) -> None:
     torch.manual_seed(0)
-    conv, bn = nn.Conv2d(3, 8, 3), ours.BatchNorm2d(8, activation="relu")
+    conv, norm = nn.Conv2d(3, 8, 3), ours.BatchNorm2d(8)
+    bn = ours.BatchNormAct(norm, "relu")
     x = normal(rng, 4, 3, 9, 9, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         h = conv(x)
@@ -1341,7 +1353,7 @@ def test_autocast(rng: np.random.Generator) -> None:
         loss = y.float().square().sum()
     assert y.dtype is torch.bfloat16
     loss.backward()
-    assert bn.running_mean.dtype is torch.float32
+    assert norm.running_mean.dtype is torch.float32
     assert conv.weight.grad.dtype is torch.float32
     # In float64, from the rounded output of the convolution and the rounded gradient of y.
     exact = h.detach().double().requires_grad_()
@@ -1352,9 +1364,9 @@ def test_autocast(rng: np.random.Generator) -> None:
     dy = (2 * y.detach().float()).bfloat16().double()
     gradients = torch.autograd.grad(wanted, (exact, weight, bias), dy)
     assert_near(h.grad.double(), gradients[0], 2.0**-8)
-    assert_near([bn.weight.grad, bn.bias.grad], [g.float() for g in gradients[1:]], 1e-5)
+    assert_near([norm.weight.grad, norm.bias.grad], [g.float() for g in gradients[1:]], 1e-5)
     mean = 0.1 * exact.mean((0, 2, 3))
-    assert_near(bn.running_mean, mean.detach().float(), 1e-6)
+    assert_near(norm.running_mean, mean.detach().float(), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -1369,7 +1381,7 @@ def test_autocast(rng: np.random.Generator) -> None:
 def test_autocast_promotes_a_residual_as_an_addition(
     rng: np.random.Generator, x: torch.dtype, residual: torch.dtype
 ) -> None:
-    bn = ours.BatchNorm2d(3, activation="relu")
+    bn = ours.BatchNormAct(ours.BatchNorm2d(3), "relu")
     a = normal(rng, 4, 3, 5, 5).to(x).requires_grad_()
     b = normal(rng, 4, 3, 5, 5).to(residual).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -1383,7 +1395,7 @@ def test_autocast_promotes_a_residual_as_an_addition(
 
 
 def test_autocast_and_second_order(rng: np.random.Generator) -> None:
-    bn = ours.BatchNorm1d(3, activation="gelu")
+    bn = ours.BatchNormAct(ours.BatchNorm1d(3), "gelu")
     x = normal(rng, 64, 3).bfloat16().requires_grad_()
     exact = x.detach().double().requires_grad_()
     weight = torch.ones(3, dtype=torch.float64)
@@ -1415,8 +1427,8 @@ compiles = [
 def small_network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3), ours.BatchNorm2d(4, activation="relu"), nn.Conv2d(4, 3, 3),
-        ours.BatchNorm2d(3, momentum=None, activation="gelu"), nn.Flatten(1),
+        nn.Conv2d(2, 4, 3), ours.BatchNormAct(ours.BatchNorm2d(4), "relu"), nn.Conv2d(4, 3, 3),
+        ours.BatchNormAct(ours.BatchNorm2d(3, momentum=None), "gelu"), nn.Flatten(1),
     ).double()  # fmt: skip
 
 
@@ -1640,11 +1652,14 @@ def test_a_checkpoint_repeats_noise(rng: np.random.Generator) -> None:
     assert_near(dx, wanted)
 
 
-def test_tracing_is_refused(rng: np.random.Generator) -> None:
-    """`linearize` writes down aten operators and would lose what is none."""
-    x = normal(rng, 6, 5)
-    with pytest.raises(RuntimeError, match="linearize"):
-        func.linearize(lambda x: ours.functional.batch_norm(x, None, None, training=True), x)
+@every_mode
+def test_linearize(rng: np.random.Generator, training: bool) -> None:
+    """It writes down aten operators, and is given PyTorch's."""
+    x, along = normal(rng, 6, 5), normal(rng, 6, 5)
+    running = statistics(rng, (6, 5), training)
+    f, exact = (partial(g, activation="gelu", running=running) for g in (functional, formula))
+    y, product = func.linearize(f, x)
+    assert_near([y, product(along)], func.jvp(exact, (x,), (along,)))
 
 
 # Whole modules.
@@ -1695,6 +1710,11 @@ def assert_same_function(
         assert_near(sides[1], sides[0], tolerance)
 
 
+def unfolded(model: nn.Module) -> list[str]:
+    """Names in its state dict, without that of a `BatchNormAct`'s own."""
+    return [name.replace(".norm.", ".") for name in model.state_dict()]
+
+
 @pytest.mark.parametrize("fold_activations", [True, False])
 def test_converts_whole_modules(rng: np.random.Generator, fold_activations: bool) -> None:
     torch.manual_seed(0)
@@ -1702,24 +1722,25 @@ def test_converts_whole_modules(rng: np.random.Generator, fold_activations: bool
     net.leaky[0].eval()
     net.stem[1].weight.requires_grad_(False)
     original = copy.deepcopy(net)
-    tensors = {k: id(t) for k, t in (*net.named_parameters(), *net.named_buffers())}
+    tensors = [id(t) for t in (*net.parameters(), *net.buffers())]
     mine = ours.convert_batch_norm(net, fold_activations=fold_activations)
-    assert {k: id(t) for k, t in (*mine.named_parameters(), *mine.named_buffers())} == tensors
-    assert list(mine.state_dict()) == list(original.state_dict())
+    assert [id(t) for t in (*mine.parameters(), *mine.buffers())] == tensors
+    assert unfolded(mine) == list(original.state_dict())
     for name, module in original.named_modules():
         got = mine.get_submodule(name)
         assert got.training == module.training, name
+        got = got.norm if isinstance(got, ours.BatchNormAct) else got
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             assert type(got) is getattr(ours, type(module).__name__)
             for option in ("eps", "momentum", "affine", "track_running_stats", "num_features"):
                 assert getattr(got, option) == getattr(module, option)
-    assert not mine.stem[1].weight.requires_grad
-    mine.stem[1].weight.requires_grad_(), original.stem[1].weight.requires_grad_()
+    stem = mine.stem[1].norm if fold_activations else mine.stem[1]
+    assert not stem.weight.requires_grad
+    stem.weight.requires_grad_(), original.stem[1].weight.requires_grad_()
     folded = {"stem.2", "leaky.1", "smooth.1", "exact.1"} if fold_activations else set()
     identities = {n for n, m in mine.named_modules() if isinstance(m, nn.Identity)}
     assert identities == folded
-    activations = {n: m.activation for n, m in mine.named_modules() if hasattr(m, "activation")}
-    given = {n: a for n, a in activations.items() if a is not None}
+    given = {n: m.activation for n, m in mine.named_modules() if isinstance(m, ours.BatchNormAct)}
     assert given == (
         {"stem.1": "relu", "leaky.0": "leaky_relu", "smooth.0": "tanh", "exact.0": "gelu"}
         if fold_activations
@@ -1805,7 +1826,8 @@ TRAPS: dict[str, Callable[[], nn.Module]] = {
     "a Sequential of its own mind": lambda: Branching(nn.BatchNorm1d(3), nn.ReLU()),
     "a subclass of BatchNorm1d": lambda: nn.Sequential(Own(3), nn.ReLU()),
     "two activations": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Tanh(), nn.ReLU()),
-    "already ours": lambda: nn.Sequential(ours.BatchNorm1d(3, activation="tanh"), nn.ReLU()),
+    "already ours": lambda: nn.Sequential(ours.BatchNormAct(ours.BatchNorm1d(3), "tanh"),
+                                          nn.ReLU()),
     "a negative slope above one": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.LeakyReLU(1.5)),
     "a negative slope below zero": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.LeakyReLU(-0.5)),
     "instance norm": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Unflatten(1, (3, 1)),
@@ -1813,20 +1835,46 @@ TRAPS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:convert_batch_norm. left alone:UserWarning")
 @pytest.mark.parametrize("build", TRAPS.values(), ids=TRAPS)
 def test_conversion_keeps_the_function(rng: np.random.Generator, build: Any) -> None:
     torch.manual_seed(0)
     net = build().double()
     mine = ours.convert_batch_norm(copy.deepcopy(net))
-    assert list(mine.state_dict()) == list(net.state_dict())
+    assert unfolded(mine) == unfolded(net)
     for one, other in itertools.combinations(net.named_modules(remove_duplicate=False), 2):
         same = mine.get_submodule(one[0]) is mine.get_submodule(other[0])
         assert one[1] is not other[1] or same, (one[0], other[0])
     assert_same_function(net, mine, normal(rng, 7, 3))
 
 
-def test_a_subclass_is_left_alone() -> None:
-    assert type(ours.convert_batch_norm(nn.Sequential(Own(3)))[0]) is Own
+class WithActivation(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: a batch normalization by its class, and more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self.drop(super().forward(x)))
+        return out
+
+
+@pytest.mark.parametrize("convert", [ours.convert_batch_norm, ours.convert_sync_batchnorm])
+def test_what_is_left_alone_is_said(convert: Any) -> None:
+    net = nn.ModuleDict(
+        {"own": Own(3), "act": WithActivation(3), "lazy": nn.LazyBatchNorm2d(), "sure": nn.ReLU()}
+    )
+    said = "own .Own: .*act .WithActivation: .*lazy .LazyBatchNorm2d: run one batch first"
+    with pytest.warns(UserWarning, match=said) as warned:
+        convert(net)
+    assert len(warned) == 1
+    assert [type(m) for m in net.values()] == [Own, WithActivation, nn.LazyBatchNorm2d, nn.ReLU]
+    net["lazy"](torch.ones(2, 3, 4, 4))
+    with pytest.warns(UserWarning, match="own") as warned:
+        convert(net)
+    assert "lazy" not in str(warned[0].message)
+    assert isinstance(net["lazy"], ours.BatchNorm2d | ours.SyncBatchNorm)
 
 
 def test_a_relu_with_hooks_is_not_folded(rng: np.random.Generator) -> None:
@@ -1859,10 +1907,11 @@ def test_conversion_in_training(rng: np.random.Generator) -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU()).double()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     mine = ours.convert_batch_norm(net)
-    before = mine[1].weight.detach().clone()
+    weight = mine[1].norm.weight
+    before = weight.detach().clone()
     mine(normal(rng, 5, 3)).square().sum().backward()
     optimizer.step()
-    assert not torch.equal(mine[1].weight, before)
+    assert not torch.equal(weight, before)
 
 
 def test_lazy_negatives(rng: np.random.Generator) -> None:

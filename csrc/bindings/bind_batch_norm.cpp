@@ -433,8 +433,8 @@ void bind_batch_norm(py::module_& m) {
         call.go([&](const Stream& s) { moments(s, call.shape, call.layer.x, to); });
     });
 
-    // running: (mean, variance, momentum, batches seen); renorm: (r_max, d_max); noise: (seed,
-    // step, mean, scale).
+    // running: (mean, variance, momentum, batches seen), momentum None for the average of all
+    // batches; renorm: (r_max, d_max); noise: (seed, step, mean, scale).
     m.def("batch_norm_forward",
           [](const py::tuple& layer, int source, double eps, const py::tuple& running,
              const py::object& renorm, const py::object& noise, const py::object& y_) {
@@ -446,7 +446,8 @@ void bind_batch_norm(py::module_& m) {
               const Access access = training ? Access::write : Access::read;
               how.running_mean = call.values(running[0], "running_mean", access);
               how.running_variance = call.values(running[1], "running_var", access);
-              how.momentum = running[2].cast<double>();
+              how.cumulative = running[2].is_none();
+              if (!how.cumulative) how.momentum = running[2].cast<double>();
               how.seen = running[3].cast<double>();
               if (!renorm.is_none()) {
                   std::tie(how.r_max, how.d_max) = renorm.cast<std::pair<double, double>>();

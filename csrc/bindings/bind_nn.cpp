@@ -21,6 +21,7 @@ LayerSpec layer_spec(const py::dict& d) {
     take("affine", s.affine);
     take("eps", s.eps);
     take("momentum", s.momentum);
+    take("cumulative", s.cumulative);
     if (d.contains("children")) {
         for (const auto& child : d["children"]) {
             s.children.push_back(layer_spec(py::cast<py::dict>(child)));

@@ -18,7 +18,8 @@ class BatchNormLayer final : public Layer<T> {
           weight_at_(spec.parameters),
           bias_at_(spec.parameters + n_),
           running_at_(spec.buffers),
-          norm_{plan.rows, n_, plan.frozen, spec.eps, spec.momentum, {}, {}, {}, {}, {}, {}} {
+          norm_{plan.rows, n_, plan.frozen, spec.eps, spec.momentum, spec.cumulative, {}, {},
+                {},        {}, {},          {}} {
         this->output = plan.signal(n_, true);
         plan.couples_rows = true;
         for (T** p : {&norm_.statistics.mean, &norm_.statistics.r, &norm_.coupling.mean_dy,

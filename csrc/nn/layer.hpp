@@ -30,7 +30,8 @@ struct LayerSpec {
     index inputs = 0, outputs = 0;
     index parameters = 0, buffers = 0;
     bool bias = true, affine = true;
-    double eps = 1e-5, momentum = 0.1;  // momentum < 0: cumulative average
+    double eps = 1e-5, momentum = 0.1;
+    bool cumulative = false;  // instead of momentum: the average of all batches
     std::vector<LayerSpec> children;
 };
 

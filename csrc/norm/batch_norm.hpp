@@ -55,7 +55,8 @@ struct Moments {
     Statistics<T> statistics;
     Running<T> running;  // null pointers: not updated
     index rows;
-    double eps, momentum;  // momentum < 0: cumulative average
+    double eps, momentum;
+    bool cumulative;  // instead of momentum: the average of all batches
 
     SP_HD void operator()(double (&sum)[2], const T& x, const T& first) const {
         const double d = double(x) - double(first);
@@ -70,7 +71,7 @@ struct Moments {
         statistics.mean[c] = T(mean);
         statistics.r[c] = T(1.0 / std::sqrt(variance + eps));
         if (running.mean) {
-            const double m = momentum < 0.0 ? 1.0 / (double(running.count[0]) + 1.0) : momentum;
+            const double m = cumulative ? 1.0 / (double(running.count[0]) + 1.0) : momentum;
             running.mean[c] = T((1.0 - m) * double(running.mean[c]) + m * mean);
             running.variance[c] =
                 T((1.0 - m) * double(running.variance[c]) + m * variance * (n / (n - 1.0)));
@@ -252,6 +253,7 @@ struct BatchNorm {
     index rows, columns;
     bool frozen;
     double eps, momentum;
+    bool cumulative;
 
     batch_norm::Statistics<T> statistics;
     batch_norm::Coupling<T> coupling;
@@ -276,8 +278,8 @@ struct BatchNorm {
             const batch_norm::Running<T> updated =
                 update ? running : batch_norm::Running<T>{nullptr, nullptr, nullptr};
             reduce_columns<batch_norm::Moments<T>>(
-                context, {x, statistics, updated, rows, eps, momentum}, {1, rows, columns},
-                {matrix(x), per_column(x)}, partial);
+                context, {x, statistics, updated, rows, eps, momentum, cumulative},
+                {1, rows, columns}, {matrix(x), per_column(x)}, partial);
         }
         map<batch_norm::Apply<T>>(context, {}, {1, rows, columns},
                                   {matrix(y), matrix(x), per_column(statistics.mean),

@@ -34,8 +34,9 @@ struct Task {
     SP_HD double share(index g) const {
         return weighs < 0.0 ? 1.0 / double(layer.shape.count_of(g)) : weighs;
     }
+    SP_HD bool coupled() const { return weighs != 0.0; }
     SP_HD double mean(int k, index g, index c) const {
-        return weighs == 0.0 ? 0.0 : share(g) * sum(k, g, c);
+        return coupled() ? share(g) * sum(k, g, c) : 0.0;
     }
 };
 
@@ -51,6 +52,11 @@ SP_HD int first_sum(Work work) { return work == Work::more_second_sums ? S4 : 0;
 struct Channel {
     double mean, r, alpha, beta, gamma, delta, weight, bias, scale, offset;
     double rounded, low;  // the mean as elements see it, and what is left of it, times -r
+
+    // The sum over alpha h + beta, from those over h and over 1, which may be infinite.
+    SP_HD double of_h(double sum_h, double sum) const {
+        return beta == 0.0 ? alpha * sum_h : alpha * sum_h + beta * sum;
+    }
 };
 
 SP_HD Channel channel(const Task& t, index g, index c) {
@@ -88,8 +94,11 @@ SP_HD double direction(const Direction& along, const Channel& k, index c, double
 
 // sum (h dz)'
 SP_HD double product(const Task& t, const Channel& k, index g, index c) {
-    return t.sum(S5, g, c) + k.r * (t.sum(S3, g, c) - t.mean(X1, g, c) * t.sum(S1, g, c) -
-                                    t.mean(X2, g, c) * t.sum(S2, g, c));
+    double onto_dz = t.sum(S3, g, c);
+    if (t.coupled()) {
+        onto_dz = onto_dz - t.mean(X1, g, c) * t.sum(S1, g, c) - t.mean(X2, g, c) * t.sum(S2, g, c);
+    }
+    return t.sum(S5, g, c) + k.r * onto_dz;
 }
 
 // dx' = e dz + e dz' + e x' + e (x - mean) + e; times_h is that of the direction.
@@ -122,8 +131,23 @@ SP_HD void second_tangent(const Task& t, const Channel& k, index g, index c, dou
     e[3] = k.low * onto_h - k.r * (v * v1 + u * u1);
 }
 
-SP_HD void coefficients(const Task& t, Work work, index g, index c, double* out) {
-    const Channel k = channel(t, g, c);
+// Whether floats do for a channel: none of what its elements are multiplied by leaves their normal
+// numbers, nor does the product of two deviations, nor the distance from the mean.
+SP_HD bool within_float(const Channel& k, Work work, const double* c) {
+    constexpr double least = 1.17549435e-38, most = 3.40282347e38;
+    if (k.r > 1e12 || k.r < 1e-12 || std::fabs(k.rounded) > 1e31) return !std::isfinite(k.r);
+    const int n = coefficients_of(work);
+    bool all = true;
+    for (int i = SCALE; i < n; ++i) all &= std::fabs(c[i]) >= least && std::fabs(c[i]) <= most;
+    if (all) return true;
+    for (int i = SCALE; i < n; ++i) {
+        const double size = std::fabs(c[i]);
+        if (std::isfinite(size) && size != 0.0 && (size < least || size > most)) return false;
+    }
+    return true;
+}
+
+SP_HD void numbers(const Task& t, Work work, index g, index c, const Channel& k, double* out) {
     out[MEAN] = k.rounded;
     out[SCALE] = k.scale;
     out[OFFSET] = k.offset;
@@ -157,6 +181,13 @@ SP_HD void coefficients(const Task& t, Work work, index g, index c, double* out)
                 direction(t.along, k, c, t.mean(X1, g, c), t.mean(X2, g, c), out + LOW + 1);
             }
     }
+}
+
+// What a pass's function takes; returns `within_float`.
+SP_HD bool coefficients(const Task& t, Work work, index g, index c, double* out) {
+    const Channel k = channel(t, g, c);
+    numbers(t, work, g, c, k, out);
+    return within_float(k, work, out);
 }
 
 SP_HD double uniform(std::uint32_t bits) { return (double(bits) + 0.5) * (1.0 / 4294967296.0); }
@@ -197,7 +228,7 @@ SP_HD void settle(const Task& t, index g, index c, double mean, double square) {
         t.table(Delta, g, c) = delta;
     }
     if (how.running_mean.data) {
-        const double m = how.momentum < 0.0 ? 1.0 / (how.seen + double(g) + 1.0) : how.momentum;
+        const double m = how.cumulative ? 1.0 / (how.seen + double(g) + 1.0) : how.momentum;
         const double old_mean = how.running_mean.get(c, 0.0);
         const double old_variance = how.running_variance.get(c, 1.0);
         how.running_mean.set(c, (1.0 - m) * old_mean + m * mean);
@@ -221,7 +252,7 @@ SP_HD void gradients(const Task& t, index c) {
     double dw = 0.0, db = 0.0;
     for (index g = 0; g < t.layer.shape.groups(); ++g) {
         const Channel k = channel(t, g, c);
-        dw += k.alpha * t.sum(DZ_H, g, c) + k.beta * t.sum(DZ, g, c);
+        dw += k.of_h(t.sum(DZ_H, g, c), t.sum(DZ, g, c));
         db += k.gamma * t.sum(DZ, g, c);
     }
     t.dweight.set(c, dw);
@@ -231,7 +262,7 @@ SP_HD void gradient_tangents(const Task& t, index c) {
     double dw = 0.0, db = 0.0;
     for (index g = 0; g < t.layer.shape.groups(); ++g) {
         const Channel k = channel(t, g, c);
-        dw += k.alpha * product(t, k, g, c) + k.beta * t.sum(S4, g, c);
+        dw += k.of_h(product(t, k, g, c), t.sum(S4, g, c));
         db += k.gamma * t.sum(S4, g, c);
     }
     t.dweight.set(c, dw);

@@ -23,6 +23,10 @@ SP_HD bool negative(T x) {
     return x < T(0);
 }
 template <class T>
+SP_HD bool at_most_zero(T x) {
+    return x <= T(0);
+}
+template <class T>
 SP_HD T select(bool which, T a, T b) {
     return which ? a : b;
 }
@@ -55,12 +59,16 @@ SP_BEGIN
 
 namespace normalization {
 
-// An activation gives its value, a product with its slope, and with its curvature. `z` may stand
-// for its sign alone where `piecewise_linear`.
+// An activation gives its value, a product with its slope, and with its curvature; `z` may stand
+// for its sign alone where `piecewise_linear`. Its gate is a number of that sign.
 struct None {
     static constexpr bool piecewise_linear = true;
     template <class V>
     static SP_HD V value(const V& z, double) {
+        return z;
+    }
+    template <class V>
+    static SP_HD V gate(const V& z, double) {
         return z;
     }
     template <class V>
@@ -76,8 +84,12 @@ struct ReLU {
         return select(negative(z), all<V>(0), z);  // a NaN stays
     }
     template <class V>
+    static SP_HD V gate(const V& z, double) {
+        return select(at_most_zero(z), z, all<V>(1));
+    }
+    template <class V>
     static SP_HD V times_slope(const V& z, const V& d, double) {
-        return select(positive(z), d, all<V>(0));  // 0 at 0, as PyTorch
+        return select(at_most_zero(z), all<V>(0), d);  // 0 at 0 and 1 at a NaN, as PyTorch
     }
 };
 
@@ -88,8 +100,29 @@ struct LeakyReLU {
         return select(positive(z), z, all<V>(slope) * z);
     }
     template <class V>
+    static SP_HD V gate(const V& z, double) {
+        return z;
+    }
+    template <class V>
     static SP_HD V times_slope(const V& z, const V& d, double slope) {
         return select(positive(z), d, all<V>(slope) * d);
+    }
+};
+
+// None, ReLU and LeakyReLU in one, by slopes of 1, 0 and their own: fewer functions to compile.
+struct Piecewise {
+    static constexpr bool piecewise_linear = true;
+    template <class V>
+    static SP_HD V value(const V& z, double slope) {
+        return slope == 0.0 ? ReLU::value(z, slope) : LeakyReLU::value(z, slope);
+    }
+    template <class V>
+    static SP_HD V gate(const V& z, double slope) {
+        return slope == 0.0 ? ReLU::gate(z, slope) : z;
+    }
+    template <class V>
+    static SP_HD V times_slope(const V& z, const V& d, double slope) {
+        return slope == 0.0 ? ReLU::times_slope(z, d, slope) : LeakyReLU::times_slope(z, d, slope);
     }
 };
 
@@ -100,6 +133,10 @@ struct Smooth {
     template <class V>
     static SP_HD V value(const V& z, double) {
         return per_lane(z, Value());
+    }
+    template <class V>
+    static SP_HD V gate(const V& z, double) {
+        return z;
     }
     template <class V>
     static SP_HD V times_slope(const V& z, const V& d, double) {
@@ -162,6 +199,9 @@ struct Tanh : Smooth<Tanh> {
 struct Setting {
     double slope = 0.0;
     bool gated = false, residual = false;
+    // Whether statistics depend on x, and whether z' has a part along h. Where not, what would be
+    // multiplied by 0 is left out: an infinite x must not make a NaN of it.
+    bool coupled = true, along_h = true;
 };
 
 enum Place { X = 0, DY = 1, XT = 2, DYT = 3, RES = 4, REST = 5, inputs = 6 };
@@ -199,8 +239,9 @@ struct Forward {
     Setting setting;
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
-        gate = argument(in, c, setting);
-        out[0] = A::value(gate, setting.slope);
+        const V z = argument(in, c, setting);
+        gate = A::gate(z, setting.slope);
+        out[0] = A::value(z, setting.slope);
     }
 };
 
@@ -238,7 +279,10 @@ struct Backward {
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
         if (!setting.gated) gate = argument(in, c, setting);
         const V dz = A::times_slope(gate, in[DY], setting.slope);
-        out[0] = c[own] * dz + (c[own + 1] * (in[X] - c[MEAN]) + c[own + 2]);
+        out[0] = c[own] * dz;
+        if (setting.coupled) {
+            out[0] = out[0] + (c[own + 1] * (in[X] - c[MEAN]) + c[own + 2]);
+        }
         out[1] = dz;
     }
 };
@@ -258,8 +302,10 @@ struct TangentSums {
 
 // z' = c x' + c (x - mean) + c + residual'
 template <int Along = XT, int Residual = REST, class V>
-SP_HD V argument_tangent(const V* in, const V* c, const V* own_c) {
-    return own_c[0] * in[Along] + (own_c[1] * (in[X] - c[MEAN]) + own_c[2]) + in[Residual];
+SP_HD V argument_tangent(const V* in, const V* c, const V* own_c, const Setting& setting) {
+    V rest = own_c[2];
+    if (setting.along_h) rest = own_c[1] * (in[X] - c[MEAN]) + rest;
+    return own_c[0] * in[Along] + rest + in[Residual];
 }
 
 template <class A>
@@ -271,7 +317,7 @@ struct Tangent {
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
         if (!setting.gated) gate = argument(in, c, setting);
-        out[0] = A::times_slope(gate, argument_tangent(in, c, c + own), setting.slope);
+        out[0] = A::times_slope(gate, argument_tangent(in, c, c + own, setting), setting.slope);
     }
 };
 
@@ -322,7 +368,7 @@ struct MoreSecondSums {
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* term, V& gate) const {
         gate = argument(in, c, setting);
-        const V zt = argument_tangent(in, c, c + LOW + 1);
+        const V zt = argument_tangent(in, c, c + LOW + 1, setting);
         term[0] = gradient_tangent<A>(in, zt, gate, setting.slope);
         term[1] = term[0] * normalized(in, c);
     }
@@ -339,11 +385,15 @@ struct Second {
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
         if (!setting.gated) gate = argument(in, c, setting);
-        const V zt = argument_tangent(in, c, c + own);
+        const V zt = argument_tangent(in, c, c + own, setting);
         const V dz = A::times_slope(gate, in[DY], setting.slope);
         const V dzt = gradient_tangent<A>(in, zt, gate, setting.slope);
         const V* const e = c + own + 3;
-        out[0] = e[0] * dz + e[1] * dzt + (e[2] * in[XT] + (e[3] * (in[X] - c[MEAN]) + e[4]));
+        out[0] = e[1] * dzt;
+        if (setting.along_h) out[0] = e[0] * dz + out[0];
+        if (setting.coupled) {
+            out[0] = out[0] + (e[2] * in[XT] + (e[3] * (in[X] - c[MEAN]) + e[4]));
+        }
         out[1] = dzt;
         out[2] = A::times_slope(gate, zt, setting.slope);
     }
@@ -378,11 +428,12 @@ struct SecondTangent {
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
         if (!setting.gated) gate = argument(in, c, setting);
         const V* const e = c + own + 6;
-        const V ztt = e[0] * in[XT] + e[1] * in[XU] + (e[2] * (in[X] - c[MEAN]) + e[3]);
+        V ztt = e[0] * in[XT] + e[1] * in[XU];
+        if (setting.coupled) ztt = ztt + (e[2] * (in[X] - c[MEAN]) + e[3]);
         out[0] = A::times_slope(gate, ztt, setting.slope);
         if constexpr (!A::piecewise_linear) {
-            const V zt = argument_tangent(in, c, c + own);
-            const V zu = argument_tangent<XU, RESU>(in, c, c + own + 3);
+            const V zt = argument_tangent(in, c, c + own, setting);
+            const V zu = argument_tangent<XU, RESU>(in, c, c + own + 3, setting);
             out[0] = out[0] + A::curvature(gate) * zt * zu;
         }
     }

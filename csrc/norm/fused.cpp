@@ -43,7 +43,10 @@ struct Derivative {
         task.sums = static_cast<double*>(own.data());
     }
     Sweep& add(Work work) {
-        passes.push_back(sweep_of(task.layer, work));
+        Sweep s = sweep_of(task.layer, work);
+        s.setting.coupled = task.coupled();
+        s.setting.along_h = s.setting.coupled || task.along.weight.data || task.other.weight.data;
+        passes.push_back(s);
         return passes.back();
     }
     void go() const { take(stream, task, passes); }

@@ -72,8 +72,9 @@ struct Origin {
     enum Source { batch, running, given } source = batch;
     double eps = 1e-5;
     Values running_mean, running_variance;  // null: none
-    double momentum = 0.1;                  // below 0: the average of all batches
-    double seen = 0.0;                      // batches so far
+    double momentum = 0.1;
+    bool cumulative = false;  // instead of momentum: the average of all batches
+    double seen = 0.0;        // batches so far
     // Batch renormalization (Ioffe 2017); 0: none.
     double r_max = 0.0, d_max = 0.0;
     // Each channel scaled by a number in [1, scale) and moved by one in [-mean, mean) that are

@@ -72,6 +72,12 @@ SP_HD Truth<T> negative(const Pack<T>& x) {
     return t;
 }
 template <class T>
+SP_HD Truth<T> at_most_zero(const Pack<T>& x) {
+    Truth<T> t;
+    SP_EACH_PART t.part[k] = x.part[k] <= T(0);
+    return t;
+}
+template <class T>
 SP_HD Pack<T> select(const Truth<T>& t, const Pack<T>& a, const Pack<T>& b) {
     Pack<T> c;
     SP_EACH_PART c.part[k] = t.part[k] ? a.part[k] : b.part[k];

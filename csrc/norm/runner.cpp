@@ -3,11 +3,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bitset>
 #include <vector>
 
 #include "core/buffer.hpp"
 #include "core/isa.hpp"
 #include "norm/cut.hpp"
+#include "norm/exactly.hpp"
 
 SP_BEGIN
 
@@ -158,9 +160,10 @@ class Runner {
         return p.partial + ((g * cut.slabs + s) * p.sums + k) * cut.shape.channels;
     }
 
-    // The shift of moments is found by their loop.
-    void prepare(const Pass& p, index g, index c, double* out) const {
-        if (p.sweep.work != Work::moments) coefficients(task_, p.sweep.work, g, c, out);
+    // Whether floats do. The shift of moments is found by their loop.
+    bool prepare(const Pass& p, index g, index c, double* out) const {
+        if (p.sweep.work == Work::moments) return true;
+        return coefficients(task_, p.sweep.work, g, c, out) || cut.shape.dtype == Dtype::f64;
     }
     void take_plane(const Pass& p, index g, index s, index c) const {
         if (p.sums) {
@@ -172,15 +175,23 @@ class Runner {
     void sum_planes(const Pass& p, index g, index s, index c) const {
         if (cut.slab_count(g, s) == 0) return;
         double one[most_coefficients] = {}, sums[most_sums];
-        prepare(p, g, c, one);
-        sum_isa(p.sweep, cut.planes(g, s, c), one, nullptr, sums);
+        const Runs runs = cut.planes(g, s, c);
+        const bool floats = prepare(p, g, c, one);
+        if (floats) sum_isa(p.sweep, runs, one, nullptr, sums);
+        if (!floats || untrusted(p.sweep, runs, sums, p.sums)) {
+            sum_exactly(p.sweep, runs, 0, one, sums);
+        }
         for (int k = 0; k < p.sums; ++k) at(p, g, s, k)[c] = sums[k];
     }
     void map_planes(const Pass& p, index g, index s, index c) const {
         if (cut.slab_count(g, s) == 0) return;
         double one[most_coefficients];
-        prepare(p, g, c, one);
-        map_isa(p.sweep, cut.planes(g, s, c), one, nullptr);
+        const Runs runs = cut.planes(g, s, c);
+        if (prepare(p, g, c, one)) {
+            map_isa(p.sweep, runs, one, nullptr);
+        } else {
+            map_exactly(p.sweep, runs, 0, one);
+        }
     }
 
     // Each channel while it is in cache.
@@ -231,7 +242,7 @@ class Runner {
         const Range mine = context.share(cut.groups() * cut.slabs);
         Buffer memory(context.stream, p.coefficients * row_stride * sizeof(T));
         std::vector<double> sums(p.sums * row_stride);
-        T* const table = static_cast<T*>(memory.data());
+        Columns<T> columns{static_cast<T*>(memory.data()), {}};
         for (index begin = 0; begin < cut.width; begin += row_tile) {
             const index length = std::min(row_tile, cut.width - begin);
             index prepared = -1;
@@ -240,7 +251,7 @@ class Runner {
                 const index g = unit / cut.slabs, s = unit % cut.slabs;
                 if (cut.slab_count(g, s) == 0) continue;
                 const bool stale = g != prepared && p.sweep.work != Work::moments;
-                if (stale) prepare_table(p, g, begin, length, table);
+                if (stale) prepare_table(p, g, begin, length, columns);
                 prepared = g;
                 Runs wide = cut.wide_part(g, s), rest = cut.rest(g, s);
                 wide.length = length;
@@ -249,38 +260,103 @@ class Runner {
                     runs->gate += begin / 8;
                 }
                 if (p.sums) {
-                    sum_rows(p, g, s, begin, wide, rest, table, sums.data());
+                    sum_rows(p, g, s, begin, wide, rest, columns, sums.data());
                 } else {
-                    if (wide.count) map_isa(p.sweep, wide, nullptr, table);
-                    if (rest.count) map_isa(p.sweep, rest, nullptr, table);
+                    map_rows(p, g, begin, wide, columns);
+                    map_rows(p, g, begin, rest, columns);
                 }
             }
         }
     }
 
+    // The coefficients of a tile's columns, and which of these are for double.
     template <class T>
-    void prepare_table(const Pass& p, index g, index begin, index length, T* table) const {
+    struct Columns {
+        T* table;
+        std::bitset<row_tile> exact;
+    };
+
+    template <class T>
+    void prepare_table(const Pass& p, index g, index begin, index length, Columns<T>& to) const {
         const index channels = cut.shape.channels;
         double one[most_coefficients];
         const index own = std::min(length, channels);
+        to.exact.reset();
         for (index i = 0; i < own; ++i) {
-            prepare(p, g, begin + i, one);
-            for (int k = 0; k < p.coefficients; ++k) table[k * row_stride + i] = T(one[k]);
+            if (!prepare(p, g, begin + i, one)) to.exact.set(i);
+            for (int k = 0; k < p.coefficients; ++k) to.table[k * row_stride + i] = T(one[k]);
+        }
+        if (to.exact.any()) {
+            for (index i = own; i < length; ++i) to.exact[i] = to.exact[i - own];
         }
         for (int k = 0; k < p.coefficients; ++k) {
-            T* const row = table + k * row_stride;
+            T* const row = to.table + k * row_stride;
             for (index i = own; i < length; ++i) row[i] = row[i - own];
         }
     }
 
+    // Column i of a tile: f(its run, its bit, its coefficients).
+    template <class F>
+    void with_column(const Pass& p, index g, index begin, const Runs& runs, index i, F&& f) const {
+        double one[most_coefficients] = {};
+        prepare(p, g, (begin + i) % cut.shape.channels, one);
+        f(runs.part(i, 1), int(i % 8), one);
+    }
+
+    // Each element once, since y may be x: the columns in double, in sixteens as the bits of a gate
+    // are stored, and what lies between.
+    template <class T>
+    void map_rows(const Pass& p, index g, index begin, const Runs& runs,
+                  const Columns<T>& columns) const {
+        if (runs.count == 0) return;
+        if (columns.exact.none()) return map_isa(p.sweep, runs, nullptr, columns.table);
+        constexpr index unit = 16;
+        const auto any_exact = [&](index i) {
+            bool any = false;
+            for (index j = i; j < i + unit; ++j) any = any || columns.exact[j];
+            return any;
+        };
+        for (index i = 0, end = 0; i < runs.length; i = end) {
+            const bool exact = any_exact(i);
+            while (end < runs.length && any_exact(end) == exact) end += unit;
+            end = std::min(end, runs.length);
+            if (!exact) {
+                map_isa(p.sweep, runs.part(i, end - i), nullptr, columns.table + i);
+                continue;
+            }
+            for (index j = i; j < end; ++j) {
+                with_column(p, g, begin, runs, j, [&](const Runs& r, int bit, const double* one) {
+                    map_exactly(p.sweep, r, bit, one);
+                });
+            }
+        }
+    }
+
+    template <class T>
+    void sum_tile(const Pass& p, index g, index begin, const Runs& runs, const Columns<T>& columns,
+                  double* sums) const {
+        sum_isa(p.sweep, runs, nullptr, columns.table, sums);
+        if (columns.exact.none() && !any_untrusted(p.sweep, runs, sums, p.sums)) return;
+        for (index i = 0; i < runs.length; ++i) {
+            double here[most_sums];
+            for (int k = 0; k < p.sums; ++k) here[k] = sums[k * row_stride + i];
+            if (!columns.exact[i] && !untrusted(p.sweep, runs.part(i, 1), here, p.sums)) continue;
+            with_column(p, g, begin, runs, i, [&](const Runs& r, int bit, const double* one) {
+                sum_exactly(p.sweep, r, bit, one, here);
+            });
+            for (int k = 0; k < p.sums; ++k) sums[k * row_stride + i] = here[k];
+        }
+    }
+
     // Sums of wide rows, folded onto their channels.
+    template <class T>
     void sum_rows(const Pass& p, index g, index s, index begin, const Runs& wide, const Runs& rest,
-                  const void* table, double* sums) const {
+                  const Columns<T>& columns, double* sums) const {
         const index channels = cut.shape.channels;
         const index n = std::min(wide.length, channels);
         const bool moments = p.sweep.work == Work::moments;
         if (wide.count) {
-            sum_isa(p.sweep, wide, nullptr, table, sums);
+            sum_tile(p, g, begin, wide, columns, sums);
             if (moments) {
                 fold_moments(p, g, s, begin, n, wide, sums);
             } else {
@@ -294,7 +370,7 @@ class Runner {
             }
         }
         if (rest.count == 0) return;
-        sum_isa(p.sweep, rest, nullptr, table, sums);
+        sum_tile(p, g, begin, rest, columns, sums);
         for (int k = 0; k < p.sums; ++k) {
             double* const to = at(p, g, s, k);
             const double* const from = sums + k * row_stride;

@@ -22,6 +22,10 @@ struct Runs {
     index begin;                  // where the first run begins
     index gate, gate_stride;      // where its bits begin, in bytes
     index size() const { return count * length; }
+    // Their elements from one on; its bits are in that byte.
+    Runs part(index from, index n) const {
+        return {count, stride, n, begin + from, gate + from / 8, gate_stride};
+    }
 };
 
 // Coefficients and sums of rows are tables: number k of element i at [k * row_stride + i]. A stride
@@ -85,6 +89,19 @@ struct Sweep {
     std::uint8_t* new_gate = nullptr;
     bool stream = false;  // outputs past the caches
 };
+
+// f(sweep, activation), with one of the kinds that are compiled where there is no need for more.
+template <class F>
+void with_kind(const Sweep& sweep, F&& f) {
+    Sweep s = sweep;
+    if (s.activation == Activation::none) s.setting.slope = 1.0;
+    if (s.activation == Activation::relu) s.setting.slope = 0.0;
+    switch (s.activation) {
+        case Activation::gelu: return f(s, GELU{});
+        case Activation::tanh: return f(s, Tanh{});
+        default: return f(s, Piecewise{});
+    }
+}
 
 }  // namespace normalization
 

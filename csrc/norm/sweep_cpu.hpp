@@ -152,26 +152,6 @@ void map_runs(const F& function, const Sweep& sweep, const Runs& runs, const C& 
     if (sweep.stream) settle();
 }
 
-// One element in double: for sums that left the range of float.
-template <class F, class S>
-void exact_terms(const F& f, const Arrays<S>& a, index at, index bit, const double* c,
-                 double* term) {
-    double in[inputs], gate = 0.0;
-    for (int j = 0; j < inputs; ++j) {
-        in[j] = F::reads >> j & 1 && a.in[j] ? double(widen(S{a.in[j][at]})) : 0.0;
-    }
-    if (a.gate) gate = a.gate[bit / 8] >> bit % 8 & 1 ? 1.0 : 0.0;
-    f(in, c, term, gate);
-}
-
-inline bool all_finite(const double* x, int n) {
-    bool finite = true;
-    for (int k = 0; k < n; ++k) finite = finite && std::isfinite(x[k]);
-    return finite;
-}
-// Whether squares may have been too small for float.
-inline bool vanished(const double* sum, index n) { return sum[0] != 0.0 && sum[1] < 1e-30 * n; }
-
 // Lanes are added up in pairs of packs; after so many pairs in T they move on to double.
 constexpr index pairs_in_float = 32;
 
@@ -259,18 +239,6 @@ void sum_same(const F& function, const Sweep& sweep, const Runs& runs, const dou
         }
         sums[k] = lane[k][0];
     }
-    constexpr bool moments = std::is_same_v<F, Moments>;
-    if (sizeof(T) == 4 && (!all_finite(sums, m) || (moments && vanished(sums, runs.size())))) {
-        double total[m] = {}, term[m];
-        for (index run = 0; run < runs.count; ++run) {
-            for (index i = 0; i < runs.length; ++i) {
-                exact_terms(f, a, runs.begin + run * runs.stride + i,
-                            8 * (runs.gate + run * runs.gate_stride) + i, c, term);
-                for (int k = 0; k < m; ++k) total[k] += term[k];
-            }
-        }
-        for (int k = 0; k < m; ++k) sums[k] = total[k];
-    }
 }
 
 // Sums over rows, element by element: float sums of up to this many rows move on to double.
@@ -331,22 +299,6 @@ void sum_each(const F& function, const Sweep& sweep, const Runs& runs, const Com
         for (int k = 0; k < m; ++k) {
             for (index i = 0; i < n; ++i) sums[k * row_stride + i] += double(part[k][i]);
         }
-    }
-    if (sizeof(T) == 8) return;
-    constexpr bool moments = std::is_same_v<F, Moments>;
-    for (index i = 0; i < n; ++i) {
-        double total[m];
-        for (int k = 0; k < m; ++k) total[k] = sums[k * row_stride + i];
-        if (all_finite(total, m) && !(moments && vanished(total, runs.count))) continue;
-        double c[F::coefficients], term[m];
-        for (int k = 0; k < F::coefficients; ++k) c[k] = double(table[k * row_stride + i]);
-        std::fill_n(total, m, 0.0);
-        for (index row = 0; row < runs.count; ++row) {
-            exact_terms(f, a, runs.begin + row * runs.stride + i,
-                        8 * (runs.gate + row * runs.gate_stride) + i, c, term);
-            for (int k = 0; k < m; ++k) total[k] += term[k];
-        }
-        for (int k = 0; k < m; ++k) sums[k * row_stride + i] = total[k];
     }
 }
 

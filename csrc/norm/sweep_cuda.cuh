@@ -14,33 +14,6 @@ SP_BEGIN
 
 namespace normalization {
 
-// None, ReLU and LeakyReLU with slopes of 1, 0 and their own: fewer kernels.
-struct Piecewise {
-    static constexpr bool piecewise_linear = true;
-    template <class T>
-    static SP_HD T value(const T& z, double slope) {
-        if (z > T(0)) return z;
-        return slope == 0.0 ? (z < T(0) ? T(0) : z) : T(slope) * z;
-    }
-    template <class T>
-    static SP_HD T times_slope(const T& z, const T& d, double slope) {
-        if (z > T(0)) return d;
-        return slope == 0.0 ? T(0) : T(slope) * d;
-    }
-};
-
-template <class F>
-void with_kind(const Sweep& sweep, F&& f) {
-    Sweep s = sweep;
-    if (s.activation == Activation::none) s.setting.slope = 1.0;
-    if (s.activation == Activation::relu) s.setting.slope = 0.0;
-    switch (s.activation) {
-        case Activation::gelu: return f(s, GELU{});
-        case Activation::tanh: return f(s, Tanh{});
-        default: return f(s, Piecewise{});
-    }
-}
-
 // Coefficients that all lanes share, or of each lane.
 template <class T, int K>
 struct Same {

@@ -5,23 +5,6 @@ SP_BEGIN
 
 namespace SADDLEPOINT_ISA {
 
-namespace {
-
-// To second order one function stands for all that are piecewise linear: fewer loops to compile.
-template <class F>
-void with_kind(const Sweep& sweep, F&& f) {
-    Sweep s = sweep;
-    if (s.activation == Activation::none) s.setting.slope = 1.0;
-    if (s.activation == Activation::relu) s.setting.slope = 0.0;
-    switch (s.activation) {
-        case Activation::gelu: return f(s, GELU{});
-        case Activation::tanh: return f(s, Tanh{});
-        default: return f(s, LeakyReLU{});
-    }
-}
-
-}  // namespace
-
 void norm_sum_second(const Sweep& sweep, const Runs& runs, const double* one, const void* each,
                      double* sums) {
     if (sweep.work == Work::tangent_sums) {

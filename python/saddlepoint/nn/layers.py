@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import expected
+from ..norm.batch_norm import check_numbers
 from ..vector import float_dtype
 from . import init
 
@@ -256,10 +257,7 @@ class BatchNorm(Layer):
 
     def __post_init__(self) -> None:
         _positive("num_features", self.num_features)
-        if not self.eps >= 0:
-            raise ValueError(expected("eps", "at least 0", self.eps))
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
-            raise ValueError(expected("momentum", "None or within [0, 1]", self.momentum))
+        check_numbers(self.eps, self.momentum)
 
     @property
     def inputs(self) -> int | None:
@@ -294,7 +292,7 @@ class BatchNorm(Layer):
         return {
             **super()._spec(inputs, parameters, buffers),
             "eps": self.eps,
-            "momentum": -1.0 if self.momentum is None else self.momentum,
+            **({"cumulative": True} if self.momentum is None else {"momentum": self.momentum}),
             "affine": self.affine,
         }
 

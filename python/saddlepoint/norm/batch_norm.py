@@ -188,6 +188,28 @@ def check_activation(activation: str | None) -> None:
         raise ValueError(expected("activation", f"None, {names}", repr(activation)))
 
 
+def _number(name: str, value: Any) -> float:
+    """A number of Python's, NumPy's, or of an array without axes."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if getattr(value, "shape", None) != ():
+        raise TypeError(expected(name, "a number", repr(value)))
+    return _number(name, value.item())
+
+
+def check_numbers(eps: Any, momentum: Any) -> tuple[float, float | None]:
+    """Both as Python's numbers; raises for what makes no average and no root."""
+    eps = _number("eps", eps)
+    if not 0.0 <= eps < float("inf"):
+        raise ValueError(expected("eps", "a finite number of at least 0", eps))
+    if momentum is None:
+        return eps, None
+    momentum = _number("momentum", momentum)
+    if not 0.0 <= momentum <= 1.0:
+        raise ValueError(expected("momentum", "None or a number within [0, 1]", momentum))
+    return eps, momentum
+
+
 def _check_counts(x: ArrayLike, axis: int, ghost: int) -> None:
     shape = tuple(x.shape)
     per_row = 1
@@ -253,8 +275,9 @@ def batch_norm(
     training : bool
         Use the batch's own mean and biased variance.
     momentum : float or None
-        None averages all batches, 1/k at the k-th, and needs ``count``.
+        Within [0, 1]; None averages all batches, 1/k at the k-th, and needs ``count``.
     eps : float
+        At least 0.
     activation : None, "relu", "leaky_relu", "gelu" or "tanh"
     residual : array of x's shape and dtype, optional
         Added before the activation.
@@ -283,8 +306,8 @@ def batch_norm(
     Raises
     ------
     TypeError, ValueError
-        For wrong dtypes or shapes, one value a channel in training, missing running statistics, or
-        overlapping memory; nothing has been written then.
+        For wrong dtypes or shapes, one value a channel in training, missing running statistics, an
+        eps or momentum out of range, or overlapping memory; nothing has been written then.
 
     Examples
     --------
@@ -296,6 +319,7 @@ def batch_norm(
     array([-1.,  1.])
     """
     check_activation(activation)
+    eps, momentum = check_numbers(eps, momentum)
     if (running_mean is None) != (running_var is None):
         raise ValueError(expected("running_var", "given together with running_mean", "one of them"))
     if running_mean is None and (not training or renorm is not None):
@@ -337,7 +361,7 @@ def batch_norm(
         residual, saved.gate,
     )  # fmt: skip
     y = dense_like(x) if out is None else out
-    running = (running_mean, running_var, -1.0 if momentum is None else momentum, seen)
+    running = (running_mean, running_var, momentum, seen)
     origin = _BATCH if training else _RUNNING
     module.batch_norm_forward(
         layer, origin, eps, running, renorm, None if noise is None else tuple(noise), y
@@ -662,7 +686,7 @@ def batch_norm_apply(
         saved.gate,
     )  # fmt: skip
     y = dense_like(x) if out is None else out
-    module.batch_norm_forward(layer, _GIVEN, 0.0, (None, None, 0.0, 0.0), None, None, y)
+    module.batch_norm_forward(layer, _GIVEN, 0.0, (None, None, None, 0.0), None, None, y)
     return y, saved
 
 

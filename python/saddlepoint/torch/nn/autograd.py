@@ -26,7 +26,7 @@ from ... import norm
 from ...errors import expected
 from ...norm import Noise, Saved
 
-__all__ = ["Call", "Forward"]
+__all__ = ["Call", "Forward", "traced"]
 
 Maybe = Tensor | None
 
@@ -72,8 +72,8 @@ class Call:
         )  # fmt: skip
 
 
-def _traced() -> bool:
-    """Whether somebody writes down the aten operators that run."""
+def traced() -> bool:
+    """Whether ``make_fx`` or ``torch.func.linearize`` write down the operators that run."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
@@ -95,7 +95,7 @@ class _Derivative(Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         # PyTorch's own looks the signature of `forward` up, which takes as long as a small kernel.
-        if _traced():
+        if traced():
             raise RuntimeError(
                 "batch_norm: expected no tracing of aten operators (torch.func.linearize, make_fx),"
                 " which this is not made of; torch.func.jvp gives the same numbers"

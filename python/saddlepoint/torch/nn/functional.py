@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.nn import functional
 
 from ...errors import expected
 from ...norm import Noise
-from .autograd import Call, Forward
+from ...norm.batch_norm import check_activation, check_numbers
+from .autograd import Call, Forward, traced
 
 __all__ = ["batch_norm"]
 
@@ -57,10 +59,11 @@ def batch_norm(
     Raises
     ------
     TypeError, ValueError
-        For wrong dtypes or shapes, one value a channel in training, or an unknown activation.
+        For wrong dtypes or shapes, one value a channel in training, an unknown activation, or an
+        eps or momentum out of range; in training eps must be above 0, as in PyTorch.
     RuntimeError
-        For a third derivative, ``vmap`` over running statistics, and tracing by
-        ``torch.func.linearize`` or ``make_fx``.
+        For a third derivative, ``vmap`` over running statistics, and where a training step is to be
+        written down as operators (``torch.export``, ``torch.jit.trace``, ``make_fx``, ONNX).
 
     Notes
     -----
@@ -68,20 +71,50 @@ def batch_norm(
     Differentiable twice in forward and reverse mode, in any composition, also by ``torch.func``;
     a third derivative raises RuntimeError. (Inside ``dual_level`` a gradient has a tangent, so the
     gradient of a tangent is of third order there: take it outside.) Under ``torch.compile`` a call
-    is an operator of the graph, and a break in the graph with ``noise`` or a process group.
+    is an operator of the graph, and a break in the graph with ``noise`` or a process group. In
+    evaluation ``torch.export``, ``torch.jit.trace``, ``make_fx`` and both ONNX exporters are given
+    PyTorch's own operators, so what they write needs no saddlepoint; so are meta and fake tensors.
 
     Examples
     --------
     >>> import torch
     >>> from saddlepoint.torch.nn.functional import batch_norm
     >>> x = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
-    >>> batch_norm(x, None, None, training=True, eps=0.0, activation="relu")
-    tensor([[0.],
-            [1.]], dtype=torch.float64)
+    >>> batch_norm(x, None, None, training=True, eps=3.0, activation="relu")
+    tensor([[0.0000],
+            [0.5000]], dtype=torch.float64)
     """
+    if isinstance(input, fx.Proxy):
+        positional = (input, running_mean, running_var, weight, bias, training, momentum, eps)
+        options = {
+            "activation": activation, "negative_slope": negative_slope, "residual": residual,
+            "ghost": ghost, "renorm": renorm, "noise": noise,
+            "num_batches_tracked": num_batches_tracked, "process_group": process_group,
+        }  # fmt: skip
+        y: Tensor = input.tracer.create_proxy("call_function", batch_norm, positional, options)
+        return y
+    check_activation(activation)
+    eps, momentum = check_numbers(eps, momentum)
+    if training and eps == 0.0:
+        raise ValueError(expected("eps", "above 0 in training", eps))
     if residual is not None and residual.dtype != input.dtype:
         dtype = torch.promote_types(input.dtype, residual.dtype)
         input, residual = input.to(dtype), residual.to(dtype)
+    recorded = _recorded()
+    if recorded and training:
+        others = (running_mean, ghost, renorm, noise, process_group)
+        if any(other is not None for other in others):
+            raise RuntimeError(
+                expected("training", "False where operators are written down (model.eval())", True)
+                + "; saddlepoint.torch.nn.to_torch(model) has PyTorch's own modules"
+            )
+    if recorded or input.is_meta or (type(input) is not Tensor and hasattr(input, "fake_mode")):
+        if training and num_batches_tracked is not None:
+            num_batches_tracked.add_(1)
+        y = functional.batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum or 0.0, eps
+        )
+        return activated(y if residual is None else y + residual, activation, negative_slope)
     tensors = (input, weight, bias, residual, running_mean, running_var, num_batches_tracked)
     how = (training, momentum, eps, activation, negative_slope, ghost, renorm)
     if torch.compiler.is_compiling():
@@ -93,18 +126,36 @@ def batch_norm(
     return _apply(tensors, *how, noise, process_group)
 
 
+def activated(z: Tensor, activation: str | None, negative_slope: float) -> Tensor:
+    """By PyTorch's own functions."""
+    if activation == "relu":
+        return functional.relu(z)
+    if activation == "leaky_relu":
+        return functional.leaky_relu(z, negative_slope)
+    if activation == "gelu":
+        return functional.gelu(z)
+    return torch.tanh(z) if activation == "tanh" else z
+
+
+def _recorded() -> bool:
+    """Whether somebody writes down the operators that run, to run them elsewhere."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch._C._get_tracing_state() is not None or traced()
+
+
 def _apply(tensors: tuple[Any, ...], *how: Any) -> Tensor:
     """Through autograd's functions; ``how`` are the fields of `Call`."""
     call = Call(*how)
     call.has_residual = tensors[3] is not None
     if call.shared:
-        refuse_variants(call)
+        refuse_variants(call, "with a process group")
     y: Tensor = Forward.apply(call, *tensors)[0]
     return y
 
 
-def refuse_variants(holder: Any) -> None:
-    """Of these, statistics over several processes are not defined here."""
+def refuse_variants(holder: Any, where: str) -> None:
+    """Of these there are none over several processes, nor in PyTorch."""
     for name in ("ghost", "renorm", "noise"):
         if (value := getattr(holder, name)) is not None:
-            raise ValueError(expected(name, "None with a process group", repr(value)))
+            raise ValueError(expected(name, f"None {where}", repr(value)))
