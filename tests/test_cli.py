@@ -6,8 +6,10 @@ import gzip
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,14 @@ from browser import Browser
 from saddlepoint.runs import Config, Run, analyze, load_run, train
 
 
-def saddlepoint(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def saddlepoint(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "saddlepoint", *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": "200", **env},
     )
 
 
@@ -55,6 +57,8 @@ def test_train_writes_what_analyze_reads(run_folder: Path) -> None:
         "config.json",
         "history.json",
         "parameters.safetensors",
+        "state.json",
+        "state.safetensors",
     ]
     history = json.loads((run_folder / "history.json").read_text())
     assert len(history["step"]) == 4 * 5
@@ -96,7 +100,8 @@ def test_regression_and_images_and_csv(tmp_path: Path) -> None:
             cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert "test accuracy" not in done.stdout  # there is no test part
+        assert done.stdout.splitlines()[-1] == "no test part"
+        assert "nan" not in done.stdout
         done = saddlepoint("analyze", f"{data}.run", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
@@ -120,6 +125,15 @@ BAD = {
         ["--batch-norm", "--batch-size", "1"],
         "batch_size: expected at least 2",
     ),
+    "a label of no file": (["--label", "0"], "label: expected none for digits, got 0"),
+    "a share of everything": (["--data", "words.csv", "--test", "1"], "test: expected a share"),
+    "a file as its folder": (["--out", "words.csv"], "words.csv: expected a folder, got a file"),
+    "a folder in a file": (["--out", "words.csv/run"], "words.csv: expected a folder, got a file"),
+    "no such run": (["--resume", "nowhere"], "nowhere: expected a run folder, got nothing there"),
+    "an option of another run": (
+        ["--resume", "nowhere", "--lr", "1"],
+        "--lr: expected none beside --resume, got 1.0",
+    ),
     "an unknown device": (["--device", "tpu"], "device: expected 'cpu' or 'cuda', got 'tpu'"),
 }
 
@@ -131,7 +145,7 @@ def test_bad_input_is_one_message_and_exit_code_2(case: str, tmp_path: Path) -> 
     (tmp_path / "words.csv").write_text("1,2,0\n1,two,1\n")
     before = sorted(tmp_path.iterdir())
     options, message = BAD[case]
-    done = saddlepoint("train", *options, "--out", "run", cwd=tmp_path)
+    done = saddlepoint("train", "--out", "run", *options, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -177,8 +191,209 @@ def test_a_run_of_other_layers_is_refused(run_folder: Path, tmp_path: Path) -> N
     loaded.save(tmp_path / "run")
     Run(other, other.network().init(0), loaded.history, "finished", 1.0).save(tmp_path / "other")
     (tmp_path / "other" / "config.json").write_bytes((run_folder / "config.json").read_bytes())
-    with pytest.raises(sp.FileFormatError, match=r"0\.weight of shape \(4, 3\)"):
+    with pytest.raises(sp.FileFormatError, match=r"43 numbers for layers \(3, 4, 2\)"):
         load_run(tmp_path / "other")
+
+
+def test_a_csv_says_what_was_guessed(tmp_path: Path) -> None:
+    lines = [f"{i};{i * 7 % 40};{'red' if i % 2 else 'green'}" for i in range(40)]
+    (tmp_path / "table.csv").write_text("\n".join([";a;label", *lines]))
+    options = ["--data", "table.csv", "--layers", "1,2", "--epochs", "1", "--test", "0.25"]
+    done = saddlepoint("train", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "data: the first line is a header" in done.stdout
+    assert "data: 10 rows, drawn at random, are the test part" in done.stdout
+    assert "test accuracy" in done.stdout
+    config = load_run(tmp_path / "run").config
+    assert config.test == 0.25
+    told = [
+        "--label",
+        "-1",
+        "--header",
+        "--index",
+        "0",
+        "--separator",
+        ";",
+        "--layers",
+        "1,2",
+        "--epochs",
+        "1",
+        "--out",
+        "told",
+    ]
+    done = saddlepoint("train", "--data", "table.csv", *told, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "data:" not in done.stdout
+    assert load_run(tmp_path / "told").config.index == 0
+    kept = saddlepoint(
+        "train", "--data", "table.csv", "--index", "none", "--layers", "2,2", "--epochs", "1",
+        "--out", "kept", cwd=tmp_path,
+    )  # fmt: skip
+    assert kept.returncode == 0, kept.stderr
+
+
+def test_a_doubt_is_told(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("1,2,0\n3,1,0\n")
+    options = ["--data", "one.csv", "--layers", "2,2", "--epochs", "1"]
+    done = saddlepoint("train", *options, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "one.csv: all 2 labels are 0" in done.stderr
+
+
+def test_the_defaults_are_those_of_the_configuration(tmp_path: Path) -> None:
+    done = saddlepoint("train", "--epochs", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_run(tmp_path / "run").config == Config(epochs=1)
+    shown = saddlepoint("train", "--help", cwd=tmp_path).stdout
+    for value in ("64,64,32,10", "adam", "0.001", "20", "True"):
+        assert f"({value})" in shown
+
+
+def test_a_run_is_not_written_over_unless_asked(run_folder: Path, tmp_path: Path) -> None:
+    options = ("train", "--epochs", "1", "--out", "run")
+    assert saddlepoint(*options, "--seed", "1", cwd=tmp_path).returncode == 0
+    before = (tmp_path / "run" / "history.json").read_bytes()
+    done = saddlepoint(*options, "--seed", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "leave to overwrite" in done.stderr
+    assert (tmp_path / "run" / "history.json").read_bytes() == before
+    assert saddlepoint(*options, "--seed", "2", "--overwrite", cwd=tmp_path).returncode == 0
+    assert load_run(tmp_path / "run").config.seed == 2
+
+
+def test_a_diverged_run_ends_with_1(tmp_path: Path) -> None:
+    options = ["--optimizer", "sgd", "--lr", "1e30", "--no-batch-norm", "--epochs", "2"]
+    done = saddlepoint("train", *options, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "training diverged after" in done.stdout
+    assert load_run(tmp_path / "run").stopped == "diverged"
+
+
+ENDLESS = [
+    "train",
+    "--epochs",
+    "1000000",
+    "--layers",
+    "64,8,10",
+    "--batch-size",
+    "256",
+    "--checkpoint-every",
+    "0",
+]
+
+
+def endless(*options: str, cwd: Path) -> subprocess.Popen[str]:
+    """A training that is at work: it has taken its folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "saddlepoint", *options],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    began = time.monotonic()
+    while not (cwd / "run").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - began < 60
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "stopped"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_signals_save_what_there_is(
+    number: signal.Signals, code: int, stopped: str, tmp_path: Path
+) -> None:
+    process = endless(*ENDLESS, cwd=tmp_path)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert f"training {stopped} after" in out
+    run = load_run(tmp_path / "run")
+    assert run.stopped == stopped
+    assert f"after {len(run.history.loss)} updates" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_killed_at_any_time_a_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    killed = endless(*ENDLESS, cwd=tmp_path)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        time.sleep(0.3 * rng.random())
+        killed.kill()
+        killed.communicate()
+        before = load_run(tmp_path / "run")
+        assert before.stopped == "unfinished"
+        more = ("train", "--resume", "run", "--checkpoint-every", "0")
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "saddlepoint", *more],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        began = time.monotonic()
+        while len(load_run(tmp_path / "run").history.seconds) == len(before.history.seconds):
+            assert killed.poll() is None, killed.communicate()
+            assert time.monotonic() - began < 60
+            time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    epochs = len(load_run(tmp_path / "run").history.seconds) + 2
+    done = saddlepoint("train", "--resume", "run", "--epochs", str(epochs), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no drafts are left
+    found = load_run(tmp_path / "run")
+    whole = train(found.config, show_progress=False)
+    np.testing.assert_array_equal(found.params.theta, whole.params.theta)
+    np.testing.assert_array_equal(found.params.buffers, whole.params.buffers)
+    np.testing.assert_array_equal(found.history.loss, whole.history.loss)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "saddlepoint: nowhere: expected a run folder, got nothing there"),
+        (["file"], "saddlepoint: file: expected a run folder, got a file"),
+        (["empty"], "saddlepoint: empty: expected a run folder, got one without history.json"),
+        (["run", "--max-products", "0"], "max_products: expected at least 1, got 0"),
+        (["run", "--out", "file"], "file: expected a folder, got a file"),
+    ],
+)
+def test_what_cannot_be_analyzed_is_said_at_once(
+    arguments: list[str], message: str, run_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").symlink_to(run_folder)
+    done = saddlepoint("analyze", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Where training ended" not in done.stdout
+
+
+@pytest.mark.parametrize("command", [("analyze", "run"), ("demo",)])
+def test_a_report_that_cannot_be_made_is_told_before_the_work(
+    command: tuple[str, ...], run_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "plotly.py").write_text("raise ImportError('not here')")
+    (tmp_path / "run").symlink_to(run_folder)
+    done = saddlepoint(*command, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "the report needs plotly: pip install 'saddlepoint[report]'" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_terminal_without_greek_shows_question_marks(run_folder: Path, tmp_path: Path) -> None:
+    done = saddlepoint(
+        "analyze", str(run_folder), "--out", "page", cwd=tmp_path, PYTHONIOENCODING="ascii"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "?_min" in done.stdout  # λ
+
+
+def test_version(tmp_path: Path) -> None:
+    done = saddlepoint("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"saddlepoint {sp.__version__}\n")
 
 
 def test_info_names_what_it_runs_on(tmp_path: Path) -> None:

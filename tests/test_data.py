@@ -133,11 +133,11 @@ def test_damaged_idx_is_refused(tmp_path: Path, content: bytes, message: str) ->
 def test_idx_does_not_allocate_what_a_header_declares(
     tmp_path: Path, pack: Callable[[bytes], bytes]
 ) -> None:
-    eight_gib = b"\0\0\x08\x02" + struct.pack(">II", 1 << 23, 1 << 10)
-    path = write(tmp_path / "bomb", pack(eight_gib + bytes(100)))
+    half_gib = b"\0\0\x08\x02" + struct.pack(">II", 1 << 19, 1 << 10)
+    path = write(tmp_path / "bomb", pack(half_gib + bytes(100)))
     tracemalloc.start()
     try:
-        with pytest.raises(FileFormatError, match=r"8589934592 bytes .* got 100"):
+        with pytest.raises(FileFormatError, match=r"536870912 bytes .* got 100"):
             read_idx(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -291,7 +291,12 @@ def test_npz_members_that_are_no_arrays_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", npy_bytes(X)[:-1])
         archive.writestr("y.npy", npy_bytes(Y))
-    with pytest.raises(FileFormatError, match="intact"):
+    with pytest.raises(FileFormatError, match=r"intact .* 32 bytes for float64 \(2, 2\), got 31"):
+        load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", npy_bytes(X) + b"\0")
+        archive.writestr("y.npy", npy_bytes(Y))
+    with pytest.raises(FileFormatError, match=r"intact .* 32 bytes for float64 \(2, 2\), got more"):
         load(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x", b"bytes without a header")
@@ -334,15 +339,16 @@ def test_load_csv(tmp_path: Path, text: str, pack: Callable[[bytes], bytes]) -> 
         (b"1,2,0\n1,,0\n", "got '' on line 2"),
         (b"#1,2,0\n", "got '#1' on line 1"),
         (b"1,2,0\n1,2,zero\n", "got 'zero' on line 2"),
-        (b"1_0,2,0\n", "rows of numbers, equally long"),
-        (b"1;2;0\n1;2;0\n", "on line 2"),
-        (b"1,2,0.5\n", "integer labels in the last column, got 0.5"),
-        (b"1,2,nan\n", "integer labels in the last column, got nan"),
-        (b"1,2,1e30\n", "integer labels in the last column, got 1e"),
+        (b"1_0,2,0\n", "got '1_0' on line 1, column 1 of 3"),
+        (b"1|2|0\n1|2|0\n", "two columns or more"),
+        (b"1,2,0.5\n", "integer labels in the last column .*, got 0.5"),
+        (b"1,2,nan\n", "a value, not a missing one, got 'nan' on line 1, column 3"),
+        (b"1,2,1e30\n", "integer labels in the last column .*, got 1e"),
         (b"0\n1\n", "two columns or more"),
         (b"1,\xff,0\n", "UTF-8"),
         (gzip.compress(b"1,2,0\n" * 99)[:-9], "intact gzip"),
-        (b"1,2,0\ninf,2,0\n", "finite numbers, got inf in row 1"),
+        (b"1,2,0\ninf,2,0\n", "a finite number, got 'inf' on line 2, column 1 of 3"),
+        (b"1,2,0\n1e99,2,1\n", "finite numbers, got inf in row 1"),
         (b"1,2,-1\n1,2,3\n", r"labels in \[0, 4\), got -1"),
     ],
 )
@@ -363,6 +369,7 @@ def test_load_refuses_what_it_does_not_know(tmp_path: Path) -> None:
             load(write(tmp_path / "a.csv", "1,0\n"), dtype=dtype)
 
 
+@pytest.mark.filterwarnings("ignore::saddlepoint.data.DataWarning")
 def test_damage_anywhere_raises_only_what_is_promised(tmp_path: Path) -> None:
     intact = [
         npz(tmp_path / "a.npz", x=X, y=Y),
@@ -532,3 +539,251 @@ def test_safetensors_missing_is_said_plainly(
         read_safetensors(tmp_path / "a")
     with pytest.raises(ImportError, match=message):
         write_safetensors(tmp_path / "a", {})
+
+
+def frame(header: str, rows: list[str]) -> str:
+    return "\n".join([header, *rows]) + "\n"
+
+
+FEATURES = np.array([[0.5, 7.0], [0.25, 6.0], [4.0, 2.0], [0.125, 9.0]])
+CLASS = [1, 0, 2, 1]
+PLAIN = [f"{a},{b},{c}" for (a, b), c in zip(FEATURES, CLASS, strict=True)]
+FIRST = [f"{c},{a},{b}" for (a, b), c in zip(FEATURES, CLASS, strict=True)]
+NUMBERED = [f"{i},{row}" for i, row in enumerate(PLAIN)]
+WIDE = [f"{a},{b},{b},{c}" for (a, b), c in zip(FEATURES, CLASS, strict=True)]
+WIDE_X = FEATURES[:, [0, 1, 1]]
+QUOTED = [f'"{row}"'.replace(",", '","') for row in PLAIN]
+WORDS = ["cat", "ant", "dog", "cat"]  # in order: ant, cat, dog
+NAMED = [f"{a},{b},{w}" for (a, b), w in zip(FEATURES, WORDS, strict=True)]
+
+READ: dict[str, tuple[str, dict[str, Any], Array]] = {
+    "a header of numbers": (frame("0,1,2,3", WIDE), {}, WIDE_X),
+    "a short header of numbers": (frame("0,1,2", PLAIN), {"header": True}, FEATURES),
+    "no header": ("\n".join(PLAIN), {"header": False}, FEATURES),
+    "pandas' index": (frame(",a,b,label", NUMBERED), {}, FEATURES),
+    "pandas' index over numbers": (frame(",0,1,2", NUMBERED), {}, FEATURES),
+    "pandas' index, shuffled": (frame(",a,b,label", NUMBERED[::-1]), {}, FEATURES[::-1]),
+    "pandas' index, written twice": (frame("Unnamed: 0,a,b,label", NUMBERED), {}, FEATURES),
+    "an index by name": (frame("id,a,b,label", NUMBERED), {"index": "id"}, FEATURES),
+    "an index by number": ("\n".join(NUMBERED), {"index": True}, FEATURES),
+    "a label named first": (frame("Label,a,b", FIRST), {}, FEATURES),
+    "a label by name": (frame("kind,a,b", FIRST), {"label": "kind"}, FEATURES),
+    "a label by NumPy's number": ("\n".join(FIRST), {"label": np.int64(0)}, FEATURES),
+    "a label by number": ("\n".join(FIRST), {"label": 0}, FEATURES),
+    "a label from the right": ("\n".join(FIRST), {"label": -3}, FEATURES),
+    "semicolons": ("\n".join(PLAIN).replace(",", ";"), {}, FEATURES),
+    "tabs": (frame("a,b,c", PLAIN).replace(",", "\t"), {}, FEATURES),
+    "bars": ("\n".join(PLAIN).replace(",", "|"), {"separator": "|"}, FEATURES),
+    "quotes": (frame('"a, ""b""",b,"la\nbel"', QUOTED), {}, FEATURES),
+    "blanks after commas": ("\n".join(PLAIN).replace(",", ', '), {}, FEATURES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ)
+def test_columns_are_what_they_are(tmp_path: Path, case: str) -> None:
+    text, options, x = READ[case]
+    data = load(write(tmp_path / "a.csv", text), **options)
+    assert_array_equal(data.x, x.astype(np.float32))
+    assert_array_equal(data.y, CLASS[::-1] if "shuffled" in case else CLASS)
+    assert data.classes == 3
+
+
+@pytest.mark.parametrize("header", ["a,b,kind", None])
+def test_words_are_labels_in_alphabetical_order(tmp_path: Path, header: str | None) -> None:
+    text = "\n".join(NAMED) if header is None else frame(header, NAMED)
+    data = load(write(tmp_path / "a.csv", text))
+    assert data.class_names == ("ant", "cat", "dog")
+    assert_array_equal(data.y, [1, 0, 2, 1])
+    assert_array_equal(data.x, FEATURES.astype(np.float32))  # the first row is one of them
+
+
+def test_targets_are_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", frame("a,b,c", ["1,2,0.5", "3,4,-1.5"]))
+    for label in ("c", -1, ["c"]):
+        data = load(path, label=label)
+        assert data.classes is None
+        assert_array_equal(data.y, np.array([[0.5], [-1.5]], np.float32))
+    both = load(path, "float64", label=("c", "a"))
+    assert_array_equal(both.y, [[0.5, 1.0], [-1.5, 3.0]])
+    assert_array_equal(both.x, [[2.0], [4.0]])
+    whole = load(path, label=["b"])  # a sequence: targets, though they are whole
+    assert whole.classes is None
+    assert_array_equal(whole.y, [[2.0], [4.0]])
+
+
+def test_guesses_are_said(tmp_path: Path) -> None:
+    text = frame(",a,b,label", NUMBERED).replace(",", ";")
+    assert load(write(tmp_path / "a.csv", text)).notes == (
+        "the separator is ';'",
+        "the first line is a header",
+        "the first column, without a name, numbers the rows and is left out",
+        "the label is column 'label'",
+    )
+    told = load(tmp_path / "a.csv", label="label", header=True, index=True, separator=";")
+    assert told.notes == ()
+
+
+MISSING = ["", "?", "NA", "nan", " N/A ", "NULL"]
+
+
+@pytest.mark.parametrize("cell", MISSING)
+@pytest.mark.parametrize("line", [0, 2])
+@pytest.mark.parametrize("column", [0, 2])
+def test_a_missing_cell_is_an_error_on_every_line(
+    tmp_path: Path, cell: str, line: int, column: int
+) -> None:
+    cells = [row.split(",") for row in PLAIN]
+    cells[line][column] = cell
+    text = "\n".join(",".join(row) for row in cells)
+    where = rf"on line {line + 1}, column {column + 1} of 3"
+    with pytest.raises(FileFormatError, match=rf"a value, not a missing one, got .* {where}"):
+        load(write(tmp_path / "a.csv", text))
+    with pytest.raises(FileFormatError, match=rf"line {line + 2}, column 'c{column}'"):
+        load(write(tmp_path / "b.csv", "c0,c1,c2\n" + text))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (frame("0,1,2", PLAIN), {}, "header=True or header=False, .* got 0, 1, 2"),
+        (frame("1,2,3,4,5", [f"{r},1" for r in WIDE]), {}, "header=True or header=False"),
+        ("1,0.5\n0,0.25\n", {}, r"in the last column \(label= .* label=0 for the first\), got 0.5"),
+        ("1.5,0.5\n0,0.25\n", {}, r"in the last column \(label= names another or targets\)"),
+        (frame("class,a,y", PLAIN), {}, "label= to name the column, got a header with class, y"),
+        (frame(",a,b,label", [f"1,{r}" for r in PLAIN]), {}, "index=True or index=False"),
+        (frame("a,b,c", PLAIN), {"label": "d"}, "label: expected one column 'd', got 0 in"),
+        (frame("a,a,c", PLAIN), {"label": "a"}, "label: expected one column 'a', got 2 in"),
+        (frame("a,b,c", PLAIN), {"label": 3}, "label: expected a number of 3 columns, got 3"),
+        ("\n".join(PLAIN), {"label": "a"}, "label: expected one column 'a', got a file without"),
+        (frame("a,b,c", PLAIN), {"label": ["a", 0]}, "label: expected columns once"),
+        (frame("a,b,c", PLAIN), {"label": 0, "index": True}, "label: expected columns once"),
+        (frame("a,b,c", PLAIN), {"label": ["a", "b", "c"]}, "no inputs"),
+        (frame("a,b,c", NAMED), {"label": ["c"]}, "numbers as targets, got 'cat'"),
+        (frame("a,b,c", NAMED), {"label": "a"}, "a finite number, got 'cat' on line 2, column 'c'"),
+        ("1,2\n1,red\n", {}, "a finite number, got 'red' on line 2"),
+        ('1,"2"x,0\n', {}, "equally long, got .* on line 1"),
+        ('1,2,0\n1,"2,0\n', {}, "equally long, got .* on line 2"),
+        (frame("a,b,c", PLAIN), {"separator": ",,"}, "separator: expected one character"),
+        (frame("a,b,c", PLAIN), {"test": 1.0}, "test: expected a share between 0 and 1"),
+        (frame("a,b,c", PLAIN), {"test": 0.01}, "test: expected a share that leaves rows"),
+    ],
+)
+def test_what_a_csv_leaves_open_names_the_option(
+    tmp_path: Path, text: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(write(tmp_path / "a.csv", text), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label": 1.5}, "label: expected a name or number"),
+        ({"label": True}, "label: expected a name or number"),
+        ({"header": 1}, "header: expected True, False or None"),
+        ({"index": 0.5}, "index: expected a bool, a name or a number"),
+        ({"separator": b","}, "separator: expected a character"),
+        ({"test": True}, "test: expected a path, or a share"),
+        ({"max_bytes": 1e6}, "max_bytes: expected an int"),
+    ],
+)
+def test_options_of_another_kind(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "a.csv", "\n".join(PLAIN))
+    with pytest.raises(TypeError, match=message):
+        load(path, **options)
+
+
+def test_csv_options_of_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"label: expected None, since .* is no CSV, got 0"):
+        load(npz(tmp_path / "a.npz", x=X, y=Y), label=0)
+
+
+def test_doubtful_data_warn(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.csv", "1,2,4\n3,1,4\n")
+    with pytest.warns(saddlepoint.data.DataWarning, match=r"one\.csv: all 2 labels are 4"):
+        load(one)
+    counted = write(tmp_path / "counted.csv", frame("id,a,b,label", NUMBERED))
+    with pytest.warns(saddlepoint.data.DataWarning, match="the first input counts the rows"):
+        load(counted)
+    assert load(counted, index=False).x.shape == (4, 3)  # and says nothing
+
+
+def test_a_test_part_of_a_csv(tmp_path: Path) -> None:
+    train = write(tmp_path / "a.csv", frame(";a;b;label", NUMBERED).replace(",", ";"))
+    other = write(tmp_path / "b.csv", frame(";a;b;label", NUMBERED[:3]).replace(",", ";"))
+    data = load(train, test=other)
+    assert data.x_test is not None
+    assert_array_equal(data.x_test, FEATURES[:3].astype(np.float32))
+    assert_array_equal(data.y_test, CLASS[:3])
+    with pytest.raises(ValueError, match=r"c\.csv: expected the header of"):
+        load(train, test=write(tmp_path / "c.csv", frame(";b;a;label", NUMBERED).replace(",", ";")))
+    words = write(tmp_path / "d.csv", "\n".join(NAMED[:2]))
+    more = write(tmp_path / "e.csv", "\n".join(NAMED[1:]))
+    named = load(words, test=more)
+    assert named.class_names == ("ant", "cat", "dog")
+    assert_array_equal(named.y_test, [0, 2, 1])
+    with pytest.raises(FileFormatError, match="words or numbers alone"):
+        load(words, test=write(tmp_path / "f.csv", "\n".join(PLAIN)))
+    with pytest.raises(ValueError, match="a file without a test part"):
+        load(npz(tmp_path / "a.npz", x=X, y=Y, x_test=X, y_test=Y), test=0.5)
+
+
+def test_a_share_is_the_same_every_time_and_each_row_is_used_once(tmp_path: Path) -> None:
+    rows = [f"{i * 7 % 40},{i},{i % 3}" for i in range(40)]
+    path = write(tmp_path / "a.csv", "\n".join(rows))
+    data, again = load(path, test=0.25), load(path, test=0.25)
+    assert data.x_test is not None
+    assert len(data.x_test) == 10
+    assert_array_equal(data.x_test, again.x_test)
+    assert sorted([*data.x[:, 1], *data.x_test[:, 1]]) == list(range(40))
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.npz", "idx"])
+def test_a_small_file_does_not_unfold_beyond_the_limit(tmp_path: Path, name: str) -> None:
+    limit = 1 << 20
+    path = tmp_path / name
+    zeros = np.zeros((1 << 11, 1 << 13), np.uint8)  # 16 MiB
+    if name == "a.csv.gz":
+        write(path, gzip.compress((b"0," * 499 + b"0\n") * (1 << 14)))
+    elif name == "a.npz":
+        np.savez_compressed(path, x=zeros, y=zeros[:, 0])
+    else:
+        path.mkdir()
+        write(path / "train-images-idx3-ubyte", gzip.compress(idx_bytes(zeros)))
+        write(path / "train-labels-idx1-ubyte", gzip.compress(idx_bytes(zeros[:, 0])))
+    del zeros
+    tracemalloc.start()
+    try:
+        with pytest.raises(FileFormatError, match=rf"at most max_bytes = {limit} bytes, got"):
+            load(path, max_bytes=limit)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * limit
+    assert saddlepoint.data.MAX_BYTES == 1 << 30
+
+
+@pytest.mark.parametrize("label", ["0", "red"])
+def test_inputs_do_not_take_more_than_the_limit(tmp_path: Path, label: str) -> None:
+    """Two bytes a cell in the file, four in memory."""
+    path = write(tmp_path / "a.csv", ("0," * 500 + label + "\n") * 200)
+    assert path.stat().st_size < 300_000
+    with pytest.raises(FileFormatError, match=r"at most max_bytes = 300000 bytes, got \d+"):
+        load(path, max_bytes=300_000)
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="lines of at most 4194304 characters"):
+        load(write(tmp_path / "a.csv.gz", gzip.compress(b"0," * (3 << 20))))
+
+
+def test_npz_that_declares_more_than_it_holds(tmp_path: Path) -> None:
+    """562 bytes that declare four terabytes."""
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 500000), }"
+    header = header.ljust(117) + b"\n"
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+        archive.writestr("y.npy", npy_bytes(Y))
+    with pytest.raises(FileFormatError, match=r"4000000000000 bytes for float64 .*, got 0"):
+        load(path)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -338,9 +344,8 @@ def test_interruption_keeps_what_there_is(optimizer: Any, schedule: Any, done: i
 
     whole = run(Recorded, CONSTANT, 3)
     assert_array_equal(stopped.params.theta, taken[done - 1])
-    # Ctrl-C within an update comes after its loss.
-    assert len(stopped.history.step) - done in (0, 1)
-    assert_array_equal(stopped.history.loss[:done], whole.history.loss[:done])
+    assert len(stopped.history.step) == done
+    assert_array_equal(stopped.history.loss, whole.history.loss[:done])
     assert len(stopped.history.train_loss) == done // 3
 
 
@@ -418,6 +423,17 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "batch": ({"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
     "half a batch": ({"batch_size": 1.5}, TypeError, "batch_size: expected an int"),
     "batch of one": ({**NORM, "batch_size": 1}, ValueError, "batch_size: expected at least 2"),
+    "params": ({"params": PARAMS.theta}, TypeError, "params: expected what net.init gives, got nd"),
+    "data alone": ({"data": X}, TypeError, r"data: expected a pair \(x, y\), got ndarray"),
+    "optimizer": ({"optimizer": "adam"}, TypeError, "optimizer: expected a callable .* got 'adam'"),
+    "another's optimizer": (
+        {"optimizer": lambda theta: theta},
+        TypeError,
+        "optimizer: expected a callable that makes an optimizer .* got a ndarray",
+    ),
+    "schedule": ({"schedule": 0.5}, TypeError, "schedule: expected a function of the epoch"),
+    "checkpoint_every": ({"checkpoint_every": -1}, ValueError, "checkpoint_every: expected a numb"),
+    "resume": ({"resume": PARAMS}, TypeError, "resume: expected what fit returned, got Parameters"),
     "device": ({"device": "tpu"}, ValueError, "device: expected 'cpu' or 'cuda', got 'tpu'"),
 }
 
@@ -435,3 +451,247 @@ def test_predict_refuses_what_does_not_fit() -> None:
         predict(NORMALIZED, nn.Parameters(RUNNING.theta, RUNNING.buffers[:1]), X)
     with pytest.raises(ValueError, match="x: expected 5 columns, got 4"):
         predict(NET, PARAMS, X[:, 1:])
+
+
+def everything(run: sp.Fit) -> dict[str, Any]:
+    """All that a training leaves, but for how long it took."""
+    history = {name: series for name, series in vars(run.history).items() if name != "seconds"}
+    assert run.state is not None
+    (arrays,) = run.state.optimizer["state"]
+    return {**history, **vars(run.params), **arrays, "stopped": run.stopped}
+
+
+def groups(run: sp.Fit) -> list[dict[str, Any]]:
+    assert run.state is not None
+    found: list[dict[str, Any]] = run.state.optimizer["param_groups"]
+    return found
+
+
+def assert_same(a: sp.Fit, b: sp.Fit) -> None:
+    ours, theirs = everything(a), everything(b)
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        assert_array_equal(values, theirs[name], err_msg=name)
+    assert groups(a) == groups(b)
+
+
+GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
+
+
+def adam(theta: Any) -> optim.Optimizer:
+    return optim.Adam(theta, 0.01, amsgrad=True, max_norm=1.0, ema_decay=0.9)
+
+
+def train(epochs: int, rng: Any = 3, **more: Any) -> sp.Fit:
+    net, (x, y) = network(batch_norm=True), data(50)
+    start = net.init(0, "float64")
+    return sp.fit(
+        net, start, nn.CrossEntropy(), (x, y), more.pop("optimizer", adam),
+        optim.schedule.inverse(), epochs, 8, rng, (x, y), **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_five_epochs_and_five_are_ten(name: str, tmp_path: Path) -> None:
+    def rng() -> np.random.Generator:
+        return np.random.Generator(getattr(np.random, name)(3))
+
+    whole, half = train(10, rng()), train(5, rng())
+    assert_same(train(10, resume=half), whole)
+    assert_same(train(10, resume=sp.Fit.load(half.save(tmp_path / "half"))), whole)
+    assert len(half.history.step) == 35  # what went on is not what was given
+
+
+STATEFUL: dict[str, Callable[[Any], optim.Optimizer]] = {
+    "SGD": lambda theta: optim.SGD(theta, 0.1, momentum=0.9),
+    "ASGD": lambda theta: optim.ASGD(theta, 0.1),
+    "NAdam": lambda theta: optim.NAdam(theta, 0.01),
+    "Adan": lambda theta: optim.Adan(theta, 0.01),
+    "Rprop": lambda theta: optim.Rprop(theta, 0.01),
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_every_kind_of_state_goes_on_from_a_file(name: str, tmp_path: Path) -> None:
+    made = {"optimizer": STATEFUL[name]}
+    half = sp.Fit.load(train(2, **made).save(tmp_path / "half"))
+    assert_same(train(4, resume=half, **made), train(4, **made))
+
+
+@pytest.mark.parametrize("update", range(1, 22))
+def test_a_training_stopped_anywhere_goes_on_to_the_same_bits(update: int, tmp_path: Path) -> None:
+    class Stopped(optim.Adam):
+        def step(self, grads: Any) -> None:
+            super().step(grads)
+            if self.steps == update:
+                os.kill(os.getpid(), signal.SIGINT)  # waits until the update is recorded
+
+    stopped = train(3, optimizer=Stopped)
+    assert stopped.stopped == "interrupted"
+    assert len(stopped.history.step) == update
+    saved = sp.Fit.load(stopped.save(tmp_path / "run"))
+    assert_same(train(3, optimizer=optim.Adam, resume=saved), train(3, optimizer=optim.Adam))
+
+
+def test_what_cannot_go_on_is_said() -> None:
+    half = train(2)
+    with pytest.raises(ValueError, match="epochs: expected at least the 2 begun before, got 1"):
+        train(1, resume=half)
+    net, (x, y) = network(batch_norm=True), data(40)
+    with pytest.raises(ValueError, match="data: expected the 50 rows of before, got 40"):
+        sp.fit(net, half.params, nn.CrossEntropy(), (x, y), epochs=3, resume=half)
+    diverged = dataclasses.replace(half, stopped="diverged", state=None)
+    with pytest.raises(ValueError, match="resume: expected a training that can go on"):
+        train(3, resume=diverged)
+    with pytest.raises(ValueError, match="state: expected"):
+        train(3, resume=half, optimizer=optim.SGD)
+    assert_same(train(2, resume=half), half)
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    seen: list[sp.Fit] = []
+    whole = train(4, checkpoint=seen.append, checkpoint_every=0)
+    assert [run.stopped for run in seen] == [*["unfinished"] * 4, "finished"]
+    assert [len(run.history.seconds) for run in seen] == [0, 1, 2, 3, 4]
+    for run in seen[:4]:
+        assert_same(train(4, resume=run), whole)
+    train(4, checkpoint=seen.append, checkpoint_every=1e9)
+    assert [len(run.history.seconds) for run in seen[5:]] == [0, 4]
+    train(2, checkpoint=tmp_path / "run")
+    train(4, checkpoint=tmp_path / "run", resume=sp.Fit.load(tmp_path / "run"))
+    assert_same(sp.Fit.load(tmp_path / "run"), whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_place_for_checkpoints_is_looked_at_first(tmp_path: Path) -> None:
+    def never(theta: Any) -> optim.Optimizer:
+        return Forbidden(theta)
+
+    class Forbidden(optim.SGD):
+        def step(self, grads: Any) -> None:
+            raise AssertionError("work was done")
+
+    (tmp_path / "file").write_text("")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("")
+    with pytest.raises(NotADirectoryError, match="expected a folder, got a file"):
+        train(1, optimizer=never, checkpoint=tmp_path / "file")
+    with pytest.raises(NotADirectoryError, match="expected a folder, got a file"):
+        train(1, optimizer=never, checkpoint=tmp_path / "file" / "run")
+    with pytest.raises(FileExistsError, match=r"holds nothing else, got one with mine\.txt"):
+        train(1, optimizer=never, checkpoint=tmp_path / "notes")
+    with pytest.raises(OSError, match="a place that can be written"):
+        train(1, optimizer=never, checkpoint="/proc/run")
+
+
+INTERRUPTED = """
+import os, random, signal, sys, threading, time
+import numpy as np, saddlepoint as sp
+from saddlepoint import nn
+rng = np.random.default_rng(0)
+x, y = rng.standard_normal((64, 5)), rng.integers(0, 3, 64)
+net = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm(7), nn.ReLU(), nn.Linear(7, 3))
+start = net.init(0, "float64")
+def train(epochs, **more):
+    return sp.fit(net, start, nn.CrossEntropy(), (x, y), epochs=epochs, batch_size=4, rng=1, **more)
+whole = train(40)
+random.seed(int(sys.argv[1]))
+stops = 0
+began = time.perf_counter()
+train(40)
+span = time.perf_counter() - began
+for _ in range(100):
+    timer = threading.Timer(random.random() * span, os.kill, (os.getpid(), signal.SIGINT))
+    run = None
+    try:
+        timer.start()
+        run = train(40)
+        timer.join()
+    except KeyboardInterrupt:  # outside of fit
+        timer.join()
+    if run is None or run.stopped == "finished":
+        continue
+    stops += 1
+    assert run.stopped == "interrupted", run.stopped
+    assert len(run.history.step) == run.state.optimizer["state"][0]["step"]
+    done = len(run.history.step)
+    assert (run.history.loss == whole.history.loss[:done]).all()
+    again = train(40, resume=run)
+    assert (again.params.theta == whole.params.theta).all()
+    assert (again.params.buffers == whole.params.buffers).all()
+    assert (again.history.loss == whole.history.loss).all()
+print(stops)
+"""
+
+
+def test_ctrl_c_at_any_time_leaves_whole_updates() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "0"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 30  # of 100: within fit
+
+
+TWICE = """
+import os, signal, numpy as np, saddlepoint as sp
+from saddlepoint import nn, optim
+class Twice(optim.SGD):
+    def step(self, grads):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one waited")
+net = nn.Linear(2, 1)
+x = np.ones((4, 2), np.float32)
+try:
+    sp.fit(net, net.init(0), nn.MeanSquaredError(), (x, x[:, :1]), Twice)
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    print("at once")
+"""
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "at once\n", done.stderr
+
+
+def test_json_of_a_history_is_strict() -> None:
+    net, (x, y) = network(), data(50)
+    history = sp.fit(net, net.init(0, "float64"), nn.CrossEntropy(), (x, y)).history
+    history.gradient_norm[0] = np.inf
+    text = json.dumps(history.to_dict(), allow_nan=False)
+    assert json.loads(text)["validation_loss"] == [None]
+    again = History.from_dict(json.loads(text))
+    for name, series in vars(history).items():
+        assert_array_equal(getattr(again, name), series, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"loss": [1.0]}, ValueError, r"step, loss, .* expected equal lengths, got \[2, 1, 2, 2\]"),
+        ({"seconds": [1.0, 2.0]}, ValueError, "epoch_step, .* expected equal lengths"),
+        ({"step": [1, 3]}, ValueError, "step: expected what a training leaves"),
+        ({"step": [1, 2.0]}, TypeError, "step: expected an int, got float 2.0"),
+        ({"epoch_step": [3]}, ValueError, "epoch_step: expected what a training leaves"),
+        ({"epoch_step": [2**60]}, ValueError, "epoch_step: expected at least 0"),
+        ({"loss": [1.0, "2"]}, TypeError, "loss: expected a number or null, got '2'"),
+        ({"loss": [1.0, True]}, TypeError, "loss: expected a number or null, got True"),
+        ({"loss": 1.0}, TypeError, "loss: expected a list of numbers, got float"),
+        ({"gradient_norm": [1.0, -1.0]}, ValueError, "gradient_norm: expected what"),
+        ({"learning_rate": [1.0, None]}, ValueError, "learning_rate: expected what"),
+        ({"seconds": [-1.0]}, ValueError, "seconds: expected what"),
+        ({"validation_accuracy": [1.5]}, ValueError, "validation_accuracy: expected what"),
+    ],
+)
+def test_histories_that_no_training_leaves(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    saved: dict[str, Any] = {
+        "step": [1, 2], "loss": [1.0, 0.5], "gradient_norm": [1.0, 1.0],
+        "learning_rate": [0.1, 0.1], "epoch_step": [2], "train_loss": [0.75],
+        "validation_loss": [None], "validation_accuracy": [None], "seconds": [0.1],
+    }  # fmt: skip
+    History.from_dict(saved)
+    with pytest.raises(error, match=message):
+        History.from_dict({**saved, **change})

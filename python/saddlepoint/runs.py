@@ -1,15 +1,15 @@
 """A training run as a folder: what was asked for, what happened, what came out.
 
-The folder holds ``config.json``, ``history.json`` and ``parameters.safetensors``.
+The folder holds ``config.json``, ``history.json`` and ``parameters.safetensors``; training goes on
+from ``state.json`` and ``state.safetensors``.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ import numpy as np
 from . import data as data_module
 from . import optim
 from .critical import CriticalPoint, classify
-from .data import Dataset, read_safetensors, write_safetensors
+from .data import MAX_BYTES, Dataset
+from .data.tables import Column, Layout
+from .data.tensors import require_safetensors
 from .errors import FileFormatError, expected
+from .history import FILES, VERSION, Fit, History, State, checked, pack, unpack
 from .nn import (
     BatchNorm,
     CrossEntropy,
@@ -38,7 +41,8 @@ from .nn import (
 )
 from .objective import NetworkObjective
 from .optim import Optimizer
-from .train import Fit, History, accuracy, fit, predict
+from .store import check_folder, number, write_folder
+from .train import accuracy, fit, predict
 from .vector import ArrayLike, norm, on_device
 
 __all__ = ["Analysis", "Config", "Run", "analyze", "build_network", "load_run", "train"]
@@ -90,6 +94,8 @@ class Config:
         The momentum is SGD's.
     epochs, batch_size, seed : int
     device : str
+    label, header, index, separator, test, max_bytes
+        How the data are read: see `saddlepoint.data.load`.
     """
 
     data: str = "digits"
@@ -103,13 +109,33 @@ class Config:
     batch_size: int = 64
     seed: int = 0
     device: str = "cpu"
+    label: Column | tuple[Column, ...] | None = None
+    header: bool | None = None
+    index: bool | Column | None = None
+    separator: str | None = None
+    test: str | float | None = None
+    max_bytes: int = MAX_BYTES
 
     def __post_init__(self) -> None:
+        for name in ("data", "activation", "optimizer", "device"):
+            checked(name, getattr(self, name), str)
+        checked("batch_norm", self.batch_norm, bool)
+        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("max_bytes", 0)):
+            checked(name, getattr(self, name), int, low)
+        for name in ("lr", "momentum"):
+            checked(name, getattr(self, name), float, 0.0, math.inf)
+        if not isinstance(self.layers, (tuple, list)):
+            raise TypeError(expected("layers", "integers", type(self.layers).__name__))
+        for width in self.layers:
+            checked("layers", width, int, 1)
+        Layout(self.label, self.header, self.index, self.separator)
+        if self.test is not None and not isinstance(self.test, str):
+            checked("test", self.test, float, 0.0, 1.0)
         for name, table in (("activation", _ACTIVATIONS), ("optimizer", _OPTIMIZERS)):
             value = getattr(self, name)
             if value not in table:
                 raise ValueError(expected(name, f"one of {', '.join(table)}", repr(value)))
-        if len(self.layers) < 2 or min(self.layers) < 1:
+        if len(self.layers) < 2:
             raise ValueError(expected("layers", "at least two positive numbers", self.layers))
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(expected("momentum", "0 unless the optimizer is sgd", self.momentum))
@@ -128,7 +154,14 @@ class Config:
 
     def load_data(self) -> Dataset:
         """The data set, checked against the layers."""
-        dataset = data_module.digits() if self.data == "digits" else data_module.load(self.data)
+        options = {name: getattr(self, name) for name in _DATA_OPTIONS}
+        if self.data == "digits":
+            given = [name for name, value in options.items() if value != _DEFAULTS[name]]
+            if given:
+                raise ValueError(expected(given[0], "none for digits", options[given[0]]))
+            dataset = data_module.digits()
+        else:
+            dataset = data_module.load(self.data, **options)
         outputs = dataset.classes or dataset.y.shape[1]
         if dataset.x.shape[1] != self.layers[0]:
             raise ValueError(
@@ -141,6 +174,10 @@ class Config:
                 expected("layers", f"at least {outputs} outputs, one a class", self.layers[-1])
             )
         return dataset
+
+
+_DATA_OPTIONS = ("label", "header", "index", "separator", "test", "max_bytes")
+_DEFAULTS = {f.name: f.default for f in fields(Config)}
 
 
 def build_network(
@@ -179,6 +216,8 @@ class Run:
     stopped : str
     test_accuracy : float
         Share of the test rows; NaN without a test part or labels.
+    state : State or None
+        What ``train(..., resume=)`` takes up.
     """
 
     config: Config
@@ -186,95 +225,117 @@ class Run:
     history: History
     stopped: str
     test_accuracy: float
+    state: State | None = None
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the run into a folder, which is made if need be.
+    def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write the run into a folder, which appears whole or not at all.
 
-        The parameters come last: a folder that has them is whole.
+        Raises
+        ------
+        FileExistsError
+            If there is a folder already: a run is replaced only with ``overwrite``, and one that
+            holds other files never.
+        NotADirectoryError, OSError
+            If nothing can be made there.
+        ImportError
+            If safetensors is not installed.
         """
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        result = {"stopped": self.stopped, "test_accuracy": self.test_accuracy}
         net = self.config.network()
         arrays = {
             **net.unflatten(self.params.theta),
             **net.unflatten_buffers(self.params.buffers),
         }
-        _write_json(path / "config.json", asdict(self.config))
-        _write_json(path / "history.json", {**self.history.to_dict(), **result})
-        write_safetensors(path / "parameters.safetensors", arrays, {"format": "saddlepoint"})
-        return path
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FileFormatError(expected(str(path), "JSON", str(error))) from None
-    if not isinstance(value, dict):
-        raise FileFormatError(expected(str(path), "a JSON object", type(value).__name__))
-    return value
+        fitted = Fit(self.params, self.history, self.stopped, self.state)
+        result = {"test_accuracy": number(self.test_accuracy)}
+        config = {"version": VERSION, **asdict(self.config)}
+        return write_folder(folder, pack(fitted, arrays, result, config), FILES, overwrite)
 
 
 def load_run(folder: str | os.PathLike[str]) -> Run:
-    """Read a run that `Run.save` wrote.
+    """Read a run that `Run.save` wrote, now or in an earlier version.
 
     Raises
     ------
-    FileNotFoundError, FileFormatError
-        If a file is missing, or not what it should be.
+    FileNotFoundError, NotADirectoryError, FileFormatError
+        If it is no such folder, a file is missing, or not what it should be.
     """
     path = Path(folder)
-    saved = _read_json(path / "config.json")
-    names = {f.name for f in fields(Config)}
-    if set(saved) != names:
-        raise FileFormatError(expected(str(path / "config.json"), sorted(names), sorted(saved)))
-    try:
-        config = Config(**{**saved, "layers": tuple(saved["layers"])})
-    except (TypeError, ValueError) as error:
-        raise FileFormatError(f"{path / 'config.json'}: {error}") from None
-    history = _read_json(path / "history.json")
-    file = path / "parameters.safetensors"
-    arrays = read_safetensors(file)
+    found = unpack(path)
+    config = _read_config(path / "config.json", found.config)
     net = config.network()
-    params = net.init(0)
-    for flat, views in (
-        (params.theta, net.unflatten(params.theta)),
-        (params.buffers, net.unflatten_buffers(params.buffers)),
-    ):
-        for name, view in views.items():
-            got = arrays.get(name)
-            if got is None or got.shape != view.shape or got.dtype != flat.dtype:
-                wanted = f"{name} of shape {view.shape}, {flat.dtype}"
-                raise FileFormatError(
-                    expected(str(file), wanted, None if got is None else (got.shape, got.dtype))
-                )
-            view[...] = got
-    try:
-        return Run(
-            config,
-            params,
-            History.from_dict(history),
-            str(history["stopped"]),
-            float(history["test_accuracy"]),
+    file = path / "parameters.safetensors"
+    size = net.size + sum(entry.size for entry in net.buffer_table)
+    held = sum(values.size for values in found.arrays.values())
+    if size != held:  # before a network of that size is made
+        what = f"{size} numbers for layers {tuple(config.layers)}"
+        raise FileFormatError(expected(str(file), what, held))
+    params = Parameters(np.empty(net.size, np.float32), np.empty(size - net.size, np.float32))
+    views = {**net.unflatten(params.theta), **net.unflatten_buffers(params.buffers)}
+    for name, view in views.items():
+        got = found.arrays.get(name)
+        if got is None or got.shape != view.shape or got.dtype != view.dtype:
+            wanted = f"{name} of shape {view.shape}, {view.dtype}"
+            raise FileFormatError(
+                expected(str(file), wanted, None if got is None else (got.shape, got.dtype))
+            )
+        view[...] = got
+    found.check_whole()
+    return Run(config, params, found.history, found.stopped, found.test_accuracy, found.state)
+
+
+def _read_config(file: Path, saved: dict[str, Any] | None) -> Config:
+    if saved is None:
+        raise FileNotFoundError(
+            expected(str(file.parent), "a run folder", "one without config.json")
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(
-            expected(str(path / "history.json"), "the history of a run", repr(error))
-        ) from None
+    version = saved.get("version")
+    # What the first runs did not have is as it was for all of them.
+    needed = {*_DEFAULTS} - ({*_DATA_OPTIONS} if version is None else set())
+    given = {*saved} - {"version"}
+    if not needed <= given <= {*_DEFAULTS}:
+        odd = sorted(needed - given) or sorted(given - {*_DEFAULTS})
+        what = f"the fields of version {version}"
+        raise FileFormatError(expected(str(file), what, f"{odd[0]!r} missing or unknown"))
+    values: dict[str, Any]
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in given}
+    try:
+        return Config(**values)
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(f"{file}: {error}") from None
 
 
-def train(config: Config, show_progress: bool | None = None) -> Run:
+def train(
+    config: Config,
+    show_progress: bool | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    resume: Run | None = None,
+    checkpoint_every: float = 60.0,
+    tell: Callable[[str], object] | None = None,
+) -> Run:
     """Train a network as a configuration asks for.
+
+    Parameters
+    ----------
+    config : Config
+        Its paths become absolute.
+    show_progress : bool, optional
+    out : path, optional
+        Folder to save the run in: before the first update, every so often while it goes on, and at
+        the end.
+    overwrite : bool
+        Whether a run that is there may be replaced.
+    resume : Run, optional
+        One to go on with, whose configuration differs in ``epochs`` at most.
+    checkpoint_every : float
+        Seconds between two times that the run is saved, at ends of epochs.
+    tell : callable, optional
+        Called with each of the data's notes, before training.
+
+    Raises
+    ------
+    DeviceError, FileFormatError, OSError, TypeError, ValueError
+        If the device, the data, the folder or the run to go on with are not what they should be.
 
     Examples
     --------
@@ -283,16 +344,40 @@ def train(config: Config, show_progress: bool | None = None) -> Run:
     >>> run.test_accuracy > 0.9
     True
     """
+    config = _located(config)
+    if resume is not None and replace(resume.config, epochs=config.epochs) != config:
+        theirs, ours = vars(resume.config), vars(config)
+        name = next(n for n in ours if n != "epochs" and ours[n] != theirs[n])
+        raise ValueError(expected(name, f"{theirs[name]!r} as before", repr(ours[name])))
+    if out is not None:
+        require_safetensors()
+        check_folder(out, FILES, overwrite)
     dataset = config.load_data()
+    if tell is not None:
+        for note in dataset.notes:
+            tell(note)
     net = config.network()
-    loss = _loss(dataset)
     held_out = None
     if dataset.x_test is not None and dataset.y_test is not None:
         held_out = (dataset.x_test, dataset.y_test)
-    result: Fit = fit(
+    before = None
+    if resume is not None:
+        before = Fit(resume.params, resume.history, resume.stopped, resume.state)
+    kept: list[Run] = []
+
+    def keep(result: Fit) -> None:
+        score = math.nan
+        if held_out is not None and dataset.classes is not None:
+            score = accuracy(predict(net, result.params, held_out[0], config.device), held_out[1])
+        run = Run(config, result.params, result.history, result.stopped, score, result.state)
+        if out is not None:
+            run.save(out, overwrite or bool(kept))
+        kept[:] = [run]
+
+    result = fit(
         net,
         net.init(config.seed),
-        loss,
+        _loss(dataset),
         (dataset.x, dataset.y),
         optimizer=config.make_optimizer,
         epochs=config.epochs,
@@ -301,11 +386,22 @@ def train(config: Config, show_progress: bool | None = None) -> Run:
         validation=held_out,
         device=config.device,
         show_progress=show_progress,
+        resume=before,
+        checkpoint=keep,
+        checkpoint_every=checkpoint_every,
     )
-    score = math.nan
-    if held_out is not None and dataset.classes is not None:
-        score = accuracy(predict(net, result.params, held_out[0], config.device), held_out[1])
-    return Run(config, result.params, result.history, result.stopped, score)
+    return replace(kept[0], stopped=result.stopped)
+
+
+def _located(config: Config) -> Config:
+    """With absolute paths, so that the run can be read from anywhere."""
+    paths = {"data": config.data, "test": config.test}
+    found: dict[str, Any] = {
+        name: os.path.abspath(path)
+        for name, path in paths.items()
+        if isinstance(path, str) and path != "digits"
+    }
+    return replace(config, **found)
 
 
 def _loss(dataset: Dataset) -> Loss:

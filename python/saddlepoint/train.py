@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,86 +13,33 @@ from numpy.typing import NDArray
 
 from . import vector
 from ._native import module
+from .data.tensors import require_safetensors
 from .errors import expected
+from .history import FILES, Fit, History, PathLike, State, checked
 from .nn import BatchNorm, Layer, Loss, Parameters
 from .objective import check_params, checked_inputs
 from .optim import Adam, Optimizer, schedule
 from .progress import progress
+from .signals import Terminated, held
+from .store import check_folder
 from .vector import ArrayLike, Vector, float_dtype, gather, on_device
 
-__all__ = ["Fit", "History", "accuracy", "fit", "predict"]
+__all__ = ["Fit", "History", "State", "accuracy", "fit", "predict"]
 
 Data = tuple[NDArray[Any], NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class History:
-    """What happened, per update and per epoch.
-
-    Attributes
-    ----------
-    step : (S,) int64
-        Number of the update, from 1.
-    loss, gradient_norm, learning_rate : (S,) float64
-        Of the mini-batch, before the update.
-    epoch_step : (E,) int64
-        Updates done when each epoch ended.
-    train_loss : (E,) float64
-        Mean of the epoch's mini-batch losses, weighted by their rows.
-    validation_loss, validation_accuracy : (E,) float64
-        NaN without validation data, or labels.
-    seconds : (E,) float64
-        Time of each epoch, validation excluded.
-    """
-
-    step: NDArray[np.int64]
-    loss: NDArray[np.float64]
-    gradient_norm: NDArray[np.float64]
-    learning_rate: NDArray[np.float64]
-    epoch_step: NDArray[np.int64]
-    train_loss: NDArray[np.float64]
-    validation_loss: NDArray[np.float64]
-    validation_accuracy: NDArray[np.float64]
-    seconds: NDArray[np.float64]
-
-    def to_dict(self) -> dict[str, list[float]]:
-        """Plain lists, for JSON."""
-        return {name: getattr(self, name).tolist() for name in self.__dataclass_fields__}
-
-    @classmethod
-    def from_dict(cls, saved: dict[str, list[float]]) -> History:
-        """What `to_dict` gave."""
-        integers = ("step", "epoch_step")
-        arrays: dict[str, Any] = {
-            name: np.asarray(saved[name], np.int64 if name in integers else np.float64)
-            for name in cls.__dataclass_fields__
-        }
-        return cls(**arrays)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The result of `fit`.
-
-    Attributes
-    ----------
-    params : Parameters
-    history : History
-    stopped : str
-        "finished", "interrupted" (Ctrl-C) or "diverged" (a loss or parameter that is not finite).
-    """
-
-    params: Parameters
-    history: History
-    stopped: str
 
 
 class _Records:
     """Rows of the history while they come in."""
 
-    def __init__(self) -> None:
-        self.updates: list[tuple[float, float, float]] = []
-        self.epochs: list[tuple[float, float, float, float, float]] = []
+    def __init__(self, before: History | None) -> None:
+        self.updates: list[tuple[float, ...]] = []
+        self.epochs: list[tuple[float, ...]] = []
+        if before is not None:
+            h = before
+            self.updates += zip(h.loss, h.gradient_norm, h.learning_rate, strict=True)
+            scores = h.validation_loss, h.validation_accuracy
+            self.epochs += zip(h.epoch_step, h.train_loss, *scores, h.seconds, strict=True)
 
     def history(self) -> History:
         loss, gradient_norm, rate = np.array(self.updates, np.float64).reshape(-1, 3).T.copy()
@@ -125,6 +72,8 @@ class _Model:
     def place(self, data: Data, name: str) -> tuple[ArrayLike, ArrayLike]:
         """Checked data on the device."""
         assert self.loss is not None
+        if not isinstance(data, tuple | list) or len(data) != 2:
+            raise TypeError(expected(name, "a pair (x, y)", type(data).__name__))
         try:
             x = checked_inputs(data[0], self.dtype, self.net)
             outputs = self.net.outputs(x.shape[1])
@@ -204,6 +153,9 @@ def fit(
     validation: Data | None = None,
     device: str = "cpu",
     show_progress: bool | None = None,
+    resume: Fit | None = None,
+    checkpoint: PathLike | Callable[[Fit], object] | None = None,
+    checkpoint_every: float = 60.0,
 ) -> Fit:
     """Train a network on mini-batches, reshuffled each epoch.
 
@@ -211,7 +163,7 @@ def fit(
     ----------
     net : Layer
     params : Parameters
-        Where to start; not written to.
+        Where to start, unless ``resume`` says it; not written to.
     loss : Loss
     data : (x, y)
         (N, features) of the dtype of the parameters, and (N,) labels or (N, outputs) targets.
@@ -221,8 +173,8 @@ def fit(
     schedule : callable
         Factor of the optimizer's rate in epoch k; see `saddlepoint.optim.schedule`.
     epochs, batch_size : int
-        The last batch of an epoch may be smaller; a rest of one row is left out where batch
-        normalization needs two.
+        Epochs in total, those before a ``resume`` included. The last batch of an epoch may be
+        smaller; a rest of one row is left out where batch normalization needs two.
     rng : int, Generator or None
         Orders the samples. The same seed gives the same run, bit for bit, at any thread count.
     validation : (x, y), optional
@@ -230,16 +182,30 @@ def fit(
     device : "cpu" or "cuda"
     show_progress : bool, optional
         None: where standard error is a terminal.
+    resume : Fit, optional
+        What an earlier call returned or `Fit.load` read. Training goes on from there, within an
+        epoch too, with its parameters, optimizer state, rate, order of samples and history: to the
+        bits of a training that nothing stopped, where the other arguments are the same. ``rng`` is
+        not asked then.
+    checkpoint : path or callable, optional
+        Where to save what there is (`Fit.save`, over what was saved before), or what to call with
+        it: before the first update, after an epoch once ``checkpoint_every`` seconds have gone by,
+        and at the end.
+    checkpoint_every : float
+        0: after every epoch.
 
     Returns
     -------
     Fit
-        Also after Ctrl-C, with what there is.
+        Also after Ctrl-C or SIGTERM (where Python handles it), with what there is: these wait until
+        an update is whole. A second one does not wait, and is raised.
 
     Raises
     ------
     TypeError, ValueError
-        For data that do not fit, before anything is done.
+        For arguments that do not fit, before anything is done.
+    OSError
+        If the checkpoint could not be written there, before anything is done.
 
     Examples
     --------
@@ -254,16 +220,23 @@ def fit(
     ('finished', True)
     """
     for name, count in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(count, (int, np.integer)):
-            raise TypeError(expected(name, "an int", type(count).__name__))
-        if count < 1:
-            raise ValueError(expected(name, "at least 1", count))
+        checked(name, count, int, 1)
+    checked("checkpoint_every", checkpoint_every, float, 0.0)
     if not isinstance(net, Layer):
         raise TypeError(expected("net", "a layer of saddlepoint.nn", type(net).__name__))
     if not isinstance(loss, Loss):
         raise TypeError(expected("loss", "a loss of saddlepoint.nn", type(loss).__name__))
-    check_params(params, net, float_dtype(params.theta.dtype, "params"))
-    model = _Model(net, loss, params.copy(), device)
+    if not callable(optimizer):
+        what = "a callable that makes one, such as saddlepoint.optim.Adam"
+        raise TypeError(expected("optimizer", what, repr(optimizer)))
+    if not callable(schedule):
+        raise TypeError(expected("schedule", "a function of the epoch", repr(schedule)))
+    state = None if resume is None else _resumable(resume)
+    start = params if resume is None else resume.params
+    if not isinstance(start, Parameters):
+        raise TypeError(expected("params", "what net.init gives", type(start).__name__))
+    check_params(start, net, float_dtype(start.theta.dtype, "params"))
+    model = _Model(net, loss, start.copy(), device)
     x, y = model.place(data, "data")
     held_out = None if validation is None else model.place(validation, "validation")
     rows, inputs = x.shape
@@ -272,20 +245,45 @@ def fit(
     if couples_rows and batch_size == 1:
         raise ValueError(expected("batch_size", "at least 2, for the variance of a batch", 1))
     starts = [b for b in range(0, rows, batch_size) if not (couples_rows and rows - b == 1)]
-    generator = np.random.default_rng(rng)
     updater = optimizer(model.theta)
-    rate = updater.lr
+    if not isinstance(updater, Optimizer):
+        what = "a callable that makes an optimizer of saddlepoint.optim"
+        raise TypeError(expected("optimizer", what, f"a {type(updater).__name__}"))
+    if state is None:
+        generator = np.random.default_rng(rng)
+        state = State(0, 0, 0.0, 0.0, updater.lr, rows, batch_size, {}, {})
+    else:
+        _check_resumed(state, epochs, rows, batch_size)
+        generator = state.make_generator()
+        updater.load_state_dict(state.optimizer)
+    save = _saver(checkpoint)
     gradient = vector.empty_like(model.theta)
-    records = _Records()
+    records = _Records(None if resume is None else resume.history)
     stopped = "finished"
-    with progress("training", epochs * len(starts), show_progress) as tick:
+    # Where the epoch stands; with the generator as it began, that is all there is to know.
+    done, count, total, seconds = state.epochs, state.updates, state.loss_sum, state.seconds
+    order_state = generator.bit_generator.state
+
+    def now(why: str) -> Fit:
+        at = None
+        if why != "diverged":
+            at = State(
+                done, count, total, seconds, state.rate, rows, batch_size,
+                dict(order_state), updater.state_dict(),
+            )  # fmt: skip
+        return Fit(model.params(), records.history(), why, at)
+
+    steps = (epochs - done) * len(starts) - count
+    saved = time.perf_counter()
+    with held() as signals, progress("training", steps, show_progress) as tick:
+        if checkpoint is not None:
+            save(now("unfinished"))  # the place is taken before the work
         try:
-            for epoch in range(epochs):
-                updater.lr = rate * schedule(epoch)
-                began = time.perf_counter()
+            while done < epochs and stopped == "finished":
+                updater.lr = state.rate * schedule(done)
                 order = on_device(generator.permutation(rows), device)
-                total = 0.0
-                for begin in starts:
+                began = time.perf_counter() - seconds
+                for begin in starts[count:]:
                     indices = _rows(order, slice(begin, min(begin + batch_size, rows)))
                     bound = model.bound(indices.shape[0], inputs, "gradient", False)
                     model.evaluate(bound, x, y, indices, gradient)
@@ -293,22 +291,74 @@ def fit(
                     if not math.isfinite(value):
                         stopped = "diverged"
                         break
-                    records.updates.append((value, vector.norm(gradient), updater.lr))
+                    record = (value, vector.norm(gradient), updater.lr)
                     updater.step(gradient)
+                    records.updates.append(record)
+                    count += 1
                     total += value * indices.shape[0]
+                    seconds = time.perf_counter() - began
                     tick()
+                    signals.deliver()
                 if stopped == "diverged":
                     break
-                seconds = time.perf_counter() - began
                 scores = (math.nan, math.nan) if held_out is None else _scores(model, *held_out)
                 mean = total / min(rows, len(starts) * batch_size)
                 records.epochs.append((len(records.updates), mean, *scores, seconds))
+                done, count, total, seconds = done + 1, 0, 0.0, 0.0
+                order_state = generator.bit_generator.state
                 tick(0, f"loss {mean:.4f}")
-        except KeyboardInterrupt:
-            stopped = "interrupted"
-    if not math.isfinite(vector.norm(model.theta)):
-        stopped = "diverged"
-    return Fit(model.params(), records.history(), stopped)
+                due = checkpoint is not None and time.perf_counter() - saved >= checkpoint_every
+                if due and done < epochs and math.isfinite(vector.norm(model.theta)):
+                    save(now("unfinished"))
+                    saved = time.perf_counter()
+                signals.deliver()
+        except KeyboardInterrupt as error:
+            if signals.at_once:
+                raise
+            stopped = _why(error)
+        if not math.isfinite(vector.norm(model.theta)):
+            stopped = "diverged"
+        result = now(stopped)
+        save(result)
+    try:
+        signals.deliver()  # what came while the last was saved
+    except KeyboardInterrupt as error:
+        result = replace(result, stopped=_why(error))
+    return result
+
+
+def _why(error: KeyboardInterrupt) -> str:
+    return "terminated" if isinstance(error, Terminated) else "interrupted"
+
+
+def _resumable(resume: Fit) -> State:
+    if not isinstance(resume, Fit):
+        raise TypeError(expected("resume", "what fit returned", type(resume).__name__))
+    if resume.state is None:
+        what = f"one that {resume.stopped}, without a state"
+        raise ValueError(expected("resume", "a training that can go on", what))
+    return resume.state
+
+
+def _check_resumed(state: State, epochs: int, rows: int, batch_size: int) -> None:
+    begun = state.epochs + (state.updates > 0)
+    if epochs < begun:
+        raise ValueError(expected("epochs", f"at least the {begun} begun before", epochs))
+    if rows != state.rows:
+        raise ValueError(expected("data", f"the {state.rows} rows of before", rows))
+    if batch_size != state.batch_size and state.updates:
+        what = f"{state.batch_size}, as in the epoch that was begun"
+        raise ValueError(expected("batch_size", what, batch_size))
+
+
+def _saver(checkpoint: PathLike | Callable[[Fit], object] | None) -> Callable[[Fit], object]:
+    if checkpoint is None:
+        return lambda fit: None
+    if callable(checkpoint):
+        return checkpoint
+    require_safetensors()
+    check_folder(checkpoint, FILES, overwrite=True)
+    return lambda fit: fit.save(checkpoint, overwrite=True)
 
 
 def _scores(model: _Model, x: ArrayLike, y: ArrayLike) -> tuple[float, float]:

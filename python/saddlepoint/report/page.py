@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import expected
+from ..store import write_file
 from .figures import DARK, FONT, LIGHT, Figure, caption, require
 
 __all__ = ["Panel", "Report", "Verdict", "write"]
@@ -94,14 +95,7 @@ def write(report: Report, folder: str | os.PathLike[str]) -> Path:
     text = _render(report)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "index.html"
-    draft = folder / f".index.html.{os.getpid()}"
-    try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    return write_file(folder / "index.html", text.encode())
 
 
 def _render(report: Report) -> str:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..store import check_writable
 from .figures import (
     escape_line,
     extreme_eigenvalues,
     loss_comparison,
     loss_surface,
+    require,
     training_curves,
 )
 from .page import Panel, Report, Verdict, write
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from ..demo import Demo
     from ..runs import Analysis, Run
 
-__all__ = ["write_analysis", "write_demo"]
+__all__ = ["check_page", "write_analysis", "write_demo"]
 
 _HEADLINES = {
     "not critical": "Not at a critical point",
@@ -63,6 +65,21 @@ def _facts(run: Run, command: str) -> dict[str, str]:
         "seed": str(config.seed),
         "command": command,
     }
+
+
+def check_page(folder: str | os.PathLike[str]) -> None:
+    """Raise now if a page could not be made or written there later.
+
+    Raises
+    ------
+    ImportError
+        If what pages are made with is missing.
+    OSError
+        If nothing can be written there.
+    """
+    for module in ("jinja2", "plotly"):
+        require(module)
+    check_writable(folder)
 
 
 def write_analysis(run: Run, found: Analysis, folder: str | os.PathLike[str]) -> Path:

@@ -1,0 +1,266 @@
+"""Files and folders that are whole or absent, and JSON that every reader takes.
+
+What is written goes under a hidden name beside its place, ``.NAME.PID-COUNT.new``, and is then
+renamed. What a killed process left so is put right by the next one that looks at the same place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .errors import FileFormatError, expected
+
+__all__ = [
+    "check_folder",
+    "dump_json",
+    "number",
+    "parse_json",
+    "settle",
+    "write_file",
+    "write_folder",
+]
+
+PathLike = str | os.PathLike[str]
+
+_count = itertools.count()
+
+
+def write_file(path: PathLike, content: bytes) -> Path:
+    """Write a file, which replaces one of that name at once.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_file(Path(folder, "a"), b"whole").read_bytes()
+    b'whole'
+    """
+    place = _place(path)
+    settle(place)
+    draft = _beside(place, "new")
+    try:
+        _write(draft, content)
+        os.replace(draft, place)
+    finally:
+        draft.unlink(missing_ok=True)
+    return Path(path)
+
+
+def write_folder(
+    path: PathLike, files: Mapping[str, bytes], known: Collection[str], overwrite: bool = False
+) -> Path:
+    """Write a folder of files: the new one or the old one is there, never a mixture.
+
+    A folder that is there is replaced if ``overwrite`` says so and all its files are ``known``.
+
+    Raises
+    ------
+    FileExistsError, NotADirectoryError, OSError
+        As `check_folder`.
+    """
+    place = _place(path)
+    check_folder(place, known, overwrite)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = _beside(place, "new")
+    draft.mkdir()
+    aside = draft.with_suffix(".old")
+    try:
+        for name, content in files.items():
+            _write(draft / name, content)
+        _sync(draft)
+        while not _renamed(draft, place):  # again where another process was faster
+            check_folder(place, known, overwrite)
+            if _exchanged(draft, place):
+                break
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                os.rename(place, aside)
+        _sync(place.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if not place.exists() and aside.exists():
+            os.rename(aside, place)
+        shutil.rmtree(aside, ignore_errors=True)
+    return Path(path)
+
+
+def _renamed(draft: Path, place: Path) -> bool:
+    try:
+        os.rename(draft, place)  # takes the place of nothing or of an empty folder
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _exchanged(a: Path, b: Path) -> bool:
+    """Exchange two folders at once, where the system can: then there is no time without one."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
+
+
+def check_folder(path: PathLike, known: Collection[str] = (), overwrite: bool = False) -> None:
+    """Raise unless `write_folder` could write there; nothing is left behind.
+
+    Raises
+    ------
+    NotADirectoryError
+        If the path, or what should hold it, is a file.
+    FileExistsError
+        If there is a folder already that is not to be overwritten, or that holds other files.
+    OSError
+        If nothing can be made there.
+    """
+    place = _place(path)
+    settle(place)
+    if place.exists() and not place.is_dir():
+        raise NotADirectoryError(expected(str(path), "a folder", "a file"))
+    check_writable(place.parent)
+    held: list[str] = []
+    with suppress(FileNotFoundError):
+        held = sorted(os.listdir(place))
+    others = [name for name in held if name not in known]
+    if others:
+        what = "a new or empty folder, or one that holds nothing else"
+        raise FileExistsError(expected(str(path), what, f"one with {others[0]}"))
+    if held and not overwrite:
+        what = "a new or empty folder, or leave to overwrite"
+        raise FileExistsError(expected(str(path), what, f"one with {held[0]}"))
+
+
+def check_writable(path: PathLike) -> None:
+    """Raise unless a folder is there, or can be made, and can be written to.
+
+    Raises
+    ------
+    NotADirectoryError
+        If the path, or what should hold it, is a file.
+    OSError
+        If nothing can be made there.
+    """
+    place = _place(path)
+    ground = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
+    if not ground.is_dir():
+        raise NotADirectoryError(expected(str(ground), "a folder", "a file"))
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".saddlepoint.", dir=ground))
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise type(error)(expected(str(path), "a place that can be written", got)) from None
+
+
+def settle(path: PathLike) -> None:
+    """Put right what killed processes left beside a file or folder: drafts go, a moved one returns.
+
+    A process that was killed between the two renames of an exchange had moved the old folder away
+    and not yet put the new one there.
+    """
+    place = _place(path)
+    if not place.parent.is_dir():
+        return
+    pattern = re.compile(rf"\.{re.escape(place.name)}\.(\d+)-\d+\.(new|old)")
+    left = [
+        (found[2], place.with_name(found[0]))
+        for found in map(pattern.fullmatch, os.listdir(place.parent))
+        if found and not _alive(int(found[1]))
+    ]
+    for kind, rest in sorted(left, reverse=True):  # "old" before "new"
+        with suppress(FileNotFoundError):  # another process is putting it right
+            if kind == "old" and not place.exists():
+                os.rename(rest, place)
+            elif rest.is_dir():
+                shutil.rmtree(rest)
+            else:
+                rest.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _place(path: PathLike) -> Path:
+    return Path(os.path.realpath(path))  # a link is followed, not replaced
+
+
+def _beside(place: Path, kind: str) -> Path:
+    return place.with_name(f".{place.name}.{os.getpid()}-{next(_count)}.{kind}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def dump_json(value: Mapping[str, Any]) -> bytes:
+    """UTF-8 JSON as RFC 8259 has it; non-finite numbers are the caller's to spell.
+
+    Raises
+    ------
+    ValueError
+        For a NaN or an infinity, which JSON has no word for.
+
+    Examples
+    --------
+    >>> dump_json({"seed": 0})
+    b'{\\n "seed": 0\\n}\\n'
+    """
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def parse_json(name: str, content: bytes) -> dict[str, Any]:
+    """The object that a file holds.
+
+    Raises
+    ------
+    FileFormatError
+        If it is not JSON, or not an object.
+    """
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(expected(name, "JSON", f"'{error}'")) from None
+    if not isinstance(value, dict):
+        raise FileFormatError(expected(name, "a JSON object", type(value).__name__))
+    return value
+
+
+def number(value: float) -> float | str | None:
+    """A number for JSON: None for NaN, and the infinities by name.
+
+    Examples
+    --------
+    >>> [number(v) for v in (0.5, math.nan, -math.inf)]
+    [0.5, None, '-inf']
+    """
+    if math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
