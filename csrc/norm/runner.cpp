@@ -8,6 +8,7 @@
 
 #include "core/buffer.hpp"
 #include "core/isa.hpp"
+#include "core/parallel.hpp"
 #include "norm/cut.hpp"
 #include "norm/exactly.hpp"
 
@@ -78,6 +79,13 @@ class Runner {
             for (const void* a : p.sweep.in) here += a != nullptr;
             arrays = std::max(arrays, here);
         }
+        // All of it before the first number is written.
+        if (cut.rows) {
+            for (const Pass& p : passes_) {
+                of_member_ = std::max<index>(of_member_, (p.sums + p.coefficients) * row_stride);
+            }
+            tables_ = Buffer(stream_, num_threads() * of_member_ * sizeof(double));
+        }
         const index channel = s.outer * s.inner * bytes_of(s.dtype) * arrays;
         const bool fits = !cut.rows && 2 * channel <= near_cache();
         const double elements = double(s.size()) * double(passes_.size());
@@ -95,11 +103,15 @@ class Runner {
     // The sums of a pass, and what follows from them.
     void finish(const Pass& p, Range channels) const {
         if (p.sweep.work == Work::moments) {
-            std::vector<double> mean(channels.size()), square(channels.size());
+            constexpr index tile = 256;
+            double mean[tile], square[tile];
             for (index g = 0; g < cut.groups(); ++g) {
-                total_moments(p, g, channels, mean.data(), square.data());
-                for (index c = channels.begin; c < channels.end; ++c) {
-                    settle(task_, g, c, mean[c - channels.begin], square[c - channels.begin]);
+                for (index begin = channels.begin; begin < channels.end; begin += tile) {
+                    const Range some{begin, std::min(begin + tile, channels.end)};
+                    total_moments(p, g, some, mean, square);
+                    for (index c = some.begin; c < some.end; ++c) {
+                        settle(task_, g, c, mean[c - begin], square[c - begin]);
+                    }
                 }
             }
             return;
@@ -240,9 +252,8 @@ class Runner {
     template <class T>
     void take_rows(const Context& context, const Pass& p, bool back) const {
         const Range mine = context.share(cut.groups() * cut.slabs);
-        Buffer memory(context.stream, p.coefficients * row_stride * sizeof(T));
-        std::vector<double> sums(p.sums * row_stride);
-        Columns<T> columns{static_cast<T*>(memory.data()), {}};
+        double* const sums = static_cast<double*>(tables_.data()) + context.rank * of_member_;
+        Columns<T> columns{reinterpret_cast<T*>(sums + p.sums * row_stride), {}};
         for (index begin = 0; begin < cut.width; begin += row_tile) {
             const index length = std::min(row_tile, cut.width - begin);
             index prepared = -1;
@@ -260,7 +271,7 @@ class Runner {
                     runs->gate += begin / 8;
                 }
                 if (p.sums) {
-                    sum_rows(p, g, s, begin, wide, rest, columns, sums.data());
+                    sum_rows(p, g, s, begin, wide, rest, columns, sums);
                 } else {
                     map_rows(p, g, begin, wide, columns);
                     map_rows(p, g, begin, rest, columns);
@@ -426,6 +437,8 @@ class Runner {
     const Task& task_;
     const Cut cut;
     std::vector<Pass> passes_;
+    Buffer tables_;  // of rows: each member's sums and coefficients
+    index of_member_ = 0;
 };
 
 }  // namespace
