@@ -355,12 +355,12 @@ NET = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm(2))
         (lambda: nn.Linear(0, 2), ValueError, "in_features: expected at least 1, got 0"),
         (lambda: nn.Linear(2, -1), ValueError, "out_features: expected at least 1, got -1"),
         (lambda: nn.BatchNorm(0), ValueError, "num_features: expected at least 1, got 0"),
-        (lambda: nn.BatchNorm(2, eps=-1.0), ValueError, "eps: expected at least 0, got -1.0"),
-        (lambda: nn.BatchNorm(2, eps=np.nan), ValueError, "eps: expected at least 0, got nan"),
+        (lambda: nn.BatchNorm(2, eps=-1.0), ValueError, "eps: expected a finite number of at least 0, got -1.0"),
+        (lambda: nn.BatchNorm(2, eps=np.nan), ValueError, "eps: expected a finite number of at least 0, got nan"),
         (
             lambda: nn.BatchNorm(2, momentum=1.5),
             ValueError,
-            "momentum: expected None or within [0, 1], got 1.5",
+            "momentum: expected None or a number within [0, 1], got 1.5",
         ),
         (
             lambda: nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(4, 1)),
