@@ -294,13 +294,15 @@ def test_eigsh_against_dense(name: str, n: int, k: int, which: str) -> None:
     expected = wanted(exact, min(k, n), which)
     assert pairs.values.shape == pairs.residuals.shape == expected.shape
     if which == "LM":  # signs of equal magnitudes are a draw
-        assert_allclose(np.abs(pairs.values).min(), np.abs(expected).min(), atol=pairs.tolerance)
+        assert_allclose(np.abs(pairs.values).min(), np.abs(expected).min(), atol=pairs.tolerance.max())
     else:
         # Residual r puts an eigenvalue within r; the dense ones have a few eps of their own.
-        assert_allclose(pairs.values, expected, rtol=0, atol=pairs.tolerance + n * EPS * size)
+        assert_allclose(pairs.values, expected, rtol=0, atol=pairs.tolerance.max() + n * EPS * size)
     check(pairs, matrix)
     assert pairs.converged
-    assert_allclose(pairs.tolerance, EPS**0.5 * size, rtol=1e-6)
+    relative = np.minimum(EPS**0.5 * size, EPS**0.25 * np.abs(pairs.values))
+    floor = 10.0 * n**0.5 * EPS * size
+    assert_allclose(pairs.tolerance, np.maximum(relative, floor), rtol=1e-6)
 
 
 def check(pairs: sp.Eigenpairs, matrix: Array) -> None:
@@ -311,7 +313,7 @@ def check(pairs: sp.Eigenpairs, matrix: Array) -> None:
     true = np.linalg.norm(matrix @ vectors - vectors * pairs.values, axis=0)
     # A product of n terms is uncertain by that much, and so is the norm of a residual near zero.
     assert_allclose(true, pairs.residuals, rtol=1e-6, atol=4 * n * EPS * size)
-    assert pairs.converged == bool(np.all(pairs.residuals <= pairs.tolerance))
+    assert bool(np.all(pairs.residuals <= pairs.tolerance)) or not pairs.converged
     gram = vectors.T @ vectors
     assert_allclose(gram, np.eye(len(gram)), atol=1e-7)  # of converged pairs: residual / gap
     exact = np.linalg.eigvalsh(matrix)
@@ -343,15 +345,9 @@ def test_eigsh_of_multiple_eigenvalues_has_no_ghosts(
     check(pairs, matrix)
     assert pairs.converged
     exact = np.linalg.eigvalsh(matrix)
-    ends = wanted(exact, min(k, n), which)[[0, -1]]
-    # One vector sees one of each eigenvalue, so only the outermost must be there.
-    atol = pairs.tolerance + n * EPS * np.abs(exact).max()
-    if which in ("LA", "BE") or k >= n:
-        assert_allclose(pairs.values[-1], ends[-1], atol=atol)
-    if which == "SA" or (which == "BE" and k > 1) or k >= n:
-        assert_allclose(pairs.values[0], ends[0], atol=atol)
-    if k >= n:
-        assert_allclose(pairs.values, exact, rtol=0, atol=atol)
+    found = wanted(exact, min(k, n), which)
+    atol = pairs.tolerance.max() + n * EPS * np.abs(exact).max()
+    assert_allclose(pairs.values, found, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +356,7 @@ def test_eigsh_of_multiple_eigenvalues_has_no_ghosts(
 def test_an_exhausted_space_goes_on_to_multiple_eigenvalues(values: list[float]) -> None:
     # Three or four directions are all that one start vector sees; the second 5 is beyond them.
     pairs = sp.eigsh(np.diag(values), k=2, which="LA")
-    assert_allclose(pairs.values, [5.0, 5.0], rtol=0, atol=pairs.tolerance)
+    assert_allclose(pairs.values, [5.0, 5.0], rtol=0, atol=pairs.tolerance.max())
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e150])
@@ -392,7 +388,7 @@ def test_s0_6_lanczos_equals_dense_on_a_network(which: str, k: int) -> None:
     pairs = sp.eigsh(H, k, which)
     assert pairs.converged
     assert pairs.products == H.products - before < 300
-    assert_allclose(pairs.values, wanted(exact, k, which), rtol=0, atol=pairs.tolerance)
+    assert_allclose(pairs.values, wanted(exact, k, which), rtol=0, atol=pairs.tolerance.max())
     for value, residual, v in zip(pairs.values, pairs.residuals, pairs.vectors, strict=True):
         true = np.linalg.norm(H @ v - value * v)
         assert_allclose(true, residual, rtol=1e-6, atol=1e-14)
@@ -416,7 +412,7 @@ def test_start_vectors_are_drawn_from_rng() -> None:
     first, again, other = (sp.eigsh(matrix, rng=seed) for seed in (1, 1, 2))
     assert_array_equal(first.vectors[0], again.vectors[0])
     assert (np.abs(first.vectors[0]) != np.abs(other.vectors[0])).any()
-    assert_allclose(first.values, other.values, rtol=0, atol=first.tolerance)
+    assert_allclose(first.values, other.values, rtol=0, atol=first.tolerance.max())
 
 
 class Surprise:

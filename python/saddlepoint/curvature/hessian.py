@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import expected
-from ..objective import Linearization, Objective
-from ..vector import ArrayLike, axpy, copy, dot, gather, in_float64, norm, random, scale
+from ..objective import Linearization, Objective, check_point
+from ..vector import (
+    ArrayLike,
+    axpy,
+    copy,
+    dot,
+    gather,
+    in_float64,
+    norm,
+    owned,
+    random,
+    scale,
+)
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -49,11 +61,15 @@ class Verification:
         return "\n".join(["verified" if self.ok else "NOT the Hessian", *lines])
 
 
+_counting = threading.Lock()  # of products, which threads may ask for together
+
+
 class HessianOperator:
     """H = ∇²L(θ), by its products.
 
     Works with ``scipy.sparse.linalg`` as it is (``shape``, ``dtype``, ``matvec``, ``matmat``), or
-    through `to_scipy`.
+    through `to_scipy`. Products are arrays of the caller's, whatever the objective's own are.
+    Threads may share an operator of a `NetworkObjective`: its products take turns.
 
     Attributes
     ----------
@@ -66,28 +82,32 @@ class HessianOperator:
     """
 
     def __init__(self, objective: Objective, theta: ArrayLike) -> None:
+        check_point(objective, theta)
         if objective.size < 1:
             raise ValueError(expected("objective", "at least one parameter", objective.size))
         self.objective = objective
         self.theta = copy(theta)
         self._linearization: Linearization = objective.linearize(self.theta)
-        self.loss = self._linearization.loss
-        self.gradient = self._linearization.gradient
+        self.loss = float(self._linearization.loss)
+        self.gradient = owned(self._linearization.gradient, self.theta, "gradient")
         self.shape = (objective.size, objective.size)
         self.dtype = objective.dtype
         self.products = 0
 
     def matvec(self, v: ArrayLike) -> ArrayLike:
         """H v for v (n,) or (n, 1), in the shape of v."""
-        self.products += 1
-        return self._linearization.hvp(v)
+        return self._product(v, 1)
 
     rmatvec = matvec  # H is symmetric
 
     def matmat(self, v: ArrayLike) -> ArrayLike:
         """H V for a block (n, k)."""
-        self.products += int(v.shape[1])
-        return self._linearization.hvp(v)
+        return self._product(v, int(v.shape[1]))
+
+    def _product(self, v: ArrayLike, directions: int) -> ArrayLike:
+        with _counting:
+            self.products += directions
+        return owned(self._linearization.hvp(v), self.theta, "H")
 
     def __matmul__(self, v: ArrayLike) -> ArrayLike:
         return self.matvec(v) if len(v.shape) == 1 else self.matmat(v)
