@@ -352,7 +352,9 @@ def eigsh(
             errors = space.errors(ritz[:, chosen]).sum(axis=0)
             done = m == n or (m >= k and bool(np.all(errors <= 0.5 * tolerance)))
             settled, told = space.random_start, True
-            inner, vectors = np.linalg.eigh(projected[space.run :, space.run :])
+            inner, vectors = values, ritz
+            if space.run > 0:
+                inner, vectors = np.linalg.eigh(projected[space.run :, space.run :])
             for sign, last, edge in _edges(values[chosen], which):
                 end = -1 if sign > 0 else 0
                 found, error = sign * float(inner[end]), rest * abs(float(vectors[-1, end]))
