@@ -135,7 +135,7 @@ def escape(
         pairs = eigsh(H, 1, "SA", max_products=max_products, rng=rng, show_progress=show_progress)
         u = pairs.vectors[0]
     else:
-        u = H._like_theta(np.asarray(direction, H.dtype))
+        u = H._like_theta(direction)
         if tuple(u.shape) != (H.shape[0],):
             raise ValueError(expected("direction", f"shape ({H.shape[0]},)", tuple(u.shape)))
     length = norm(u)

@@ -172,7 +172,8 @@ class HessianOperator:
         return result
 
     def _like_theta(self, x: NDArray[Any]) -> ArrayLike:
-        """A host array as the kind of array that θ is."""
+        """A host array as the kind of array that θ is, and its dtype."""
+        x = np.asarray(x, self.dtype)
         if isinstance(self.theta, np.ndarray):
             return x
         if hasattr(self.theta, "new_tensor"):
@@ -187,8 +188,7 @@ class HessianOperator:
             raise ImportError("scipy is not installed: pip install scipy") from error
 
         def product(v: NDArray[Any]) -> NDArray[Any]:
-            x = np.asarray(v, self.dtype, order="F")
-            return gather(self @ self._like_theta(x))
+            return gather(self @ self._like_theta(np.asarray(v, self.dtype, order="F")))
 
         return LinearOperator(
             self.shape, matvec=product, rmatvec=product, matmat=product, dtype=self.dtype
