@@ -852,6 +852,7 @@ def test_threads_may_share_an_objective_and_a_network() -> None:
             sp.hessian(objective, at) @ at,
             sp.landscape.plane(objective, at, d, e, points=3).losses,
             sp.train.predict(objective.net, params, x),
+            sp.norm.batch_norm_backward(x, sp.norm.batch_norm(x)[1])[0],
         ]
 
     serial = [everything(at) for at in points]
