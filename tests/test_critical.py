@@ -289,6 +289,9 @@ def test_second_order_stationarity(rho: float, scale: float) -> None:
     bowl = sp.classify(Quadratic([scale, 2.0 * scale], rng=0), np.ones(2))
     assert np.isnan(bowl.lipschitz)
     assert bowl.stationarity == bowl.gradient_norm
+    # (1 − t²/2)² along its own direction: the curvature grows by 3t², at t = 1/100.
+    even = sp.classify(Scaled(FactoredLinear(2), scale), np.zeros(2))
+    assert_allclose(even.lipschitz, 0.03 * scale, rtol=1e-10)
     flat = sp.classify(Saddle(), np.zeros(2))  # its negative curvature is the same everywhere
     assert (flat.lipschitz, flat.stationarity) == (0.0, np.inf)
     assert flat.to_dict()["stationarity"] is None
@@ -568,6 +571,7 @@ def test_gradient_steps_are_those_of_gradient_descent() -> None:
     start = surface.eigenvectors @ np.array([0.0, 1e-3])
     way = sp.escape(surface, start)
     assert_allclose(abs(way.gradient), curvature * 1e-3, rtol=1e-10)
+    assert way.gradient_steps(0.0) == np.inf
     for step in (0.01, 1.0, 300.0):
         predicted = replace(way, step=np.sign(way.step) * step).gradient_steps(lr)
         theta, steps = start.copy(), 0

@@ -309,6 +309,35 @@ def test_at_a_kink_products_are_held_against_smooth_directions() -> None:
     assert bent.verify().verdict == "not the Hessian"
 
 
+class HalfBowl:
+    """Half of max(θ, 0)²: the gradient has no jump at 0, and the curvature is 0 or 1."""
+
+    size, dtype, device = 1, np.dtype(np.float64), "cpu"
+
+    def __init__(self, curvature: float) -> None:
+        self.curvature = curvature
+
+    def loss(self, theta: Array) -> float:
+        return float(0.5 * np.maximum(theta, 0.0) ** 2)
+
+    def gradient(self, theta: Array) -> Array:
+        return np.maximum(theta, 0.0)
+
+    def linearize(self, theta: Array) -> Any:
+        at = _WrongLinearization(0.0, self.gradient(theta), None, lambda hv, _: hv)
+        at.hvp = lambda v: self.curvature * v  # type: ignore[method-assign]
+        return at
+
+
+@pytest.mark.parametrize(
+    ("curvature", "verdict"),
+    [(0.0, "verified"), (1.0, "verified"), (2.0, "inconclusive: kinks")],
+)
+def test_a_kink_is_verified_from_either_side(curvature: float, verdict: str) -> None:
+    assert sp.hessian(HalfBowl(curvature), np.zeros(1)).verify().verdict == verdict
+    assert sp.hessian(HalfBowl(2.0), np.ones(1)).verify().verdict == "not the Hessian"
+
+
 class Steps:
     """A loss whose gradient has a kink wherever one looks: |θ| to its least power and finer."""
 
@@ -338,7 +367,7 @@ def test_a_constant_gradient_has_no_hessian_and_verifies() -> None:
         slope = np.array([1.0, -3.0, 0.1])
 
         def gradient(self, theta: Array) -> Array:
-            return self.slope * (1.0 + 1e-16 * np.sin(1e15 * theta))  # rounding of its own
+            return self.slope * (1.0 + 4e-16 * np.sin(1e15 * theta))  # rounding of its own
 
     H = sp.hessian(Linear(), np.ones(3))
     H._linearization.hvp = np.zeros_like  # type: ignore[method-assign]

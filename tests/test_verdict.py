@@ -19,7 +19,7 @@ from saddlepoint import nn
 from saddlepoint.cli import main
 from saddlepoint.critical import Standing, Training, judge
 from saddlepoint.critical.escape import gradient_drop
-from saddlepoint.critical.verdict import last_tenth
+from saddlepoint.critical.verdict import diverged, last_tenth
 from saddlepoint.report.pages import write_analysis
 from saddlepoint.runs import Analysis, Config, Run, analyze, train
 from saddlepoint.surfaces import FactoredLinear, Quadratic, Saddle
@@ -125,6 +125,14 @@ def test_a_rate_that_is_too_small(config: Config, why: str) -> None:
     assert found.reason.endswith("the rate is too small.")
     assert found.cure.startswith(f"Raise the rate from {config.lr:.2g}: to ")
     assert found.standing.gradient_drop > 0.01 * found.point.loss  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_momentum_makes_the_rate_longer(momentum: float) -> None:
+    found = judged(train(plain(epochs=4, lr=1e-6, momentum=momentum)))
+    assert found.point is not None
+    steady = 1e-6 / (1.0 - momentum)  # of a heavy ball under a constant gradient
+    assert_allclose(found.standing.edge, steady * found.point.lambda_max, rtol=1e-6)
 
 
 def test_the_cure_for_a_small_rate_is_one(tmp_path: Path) -> None:
@@ -335,6 +343,50 @@ def test_what_makes_a_saddle() -> None:
     # On a slope as steep as at the start the saddle is not what holds it.
     steep = stand(surface, np.array([0.1, 0.1]), hanging(initial_gradient_norm=0.2))
     assert steep.verdict == "standing still"
+
+
+def test_a_slope_that_brings_more_than_the_curvature_is_no_saddle() -> None:
+    surface, theta = FactoredLinear(2), np.array([0.5, 0.5])
+    # ‖g‖ = 1.06, λ_min = −1/2: over the s = 0.71 to the minimum ‖g‖s is 0.75 and ½|λ|s² 0.13.
+    found = stand(surface, theta, hanging(initial_gradient_norm=20.0, rate=1e-9))
+    assert found.verdict == "standing still"
+    assert "the rate is too small" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("loss", "slope", "changes", "word"),
+    [
+        (10.5, 1.0, {}, "The loss went from 1 up to 10.5"),
+        (1.0, 1.0, {"highest_loss": 11.0}, "up to 11, and is 1"),
+        (1.0, 1.1e3, {}, "The gradient norm went from 1 up to"),
+        (math.inf, 1.0, {}, "not finite"),
+        (1.0, math.nan, {}, "not finite"),
+        (1.0, 1.0, {"diverged": True}, "not finite"),
+    ],
+)
+def test_what_counts_as_blown_up(
+    loss: float, slope: float, changes: dict[str, Any], word: str
+) -> None:
+    found = diverged(hanging(**changes), loss, slope)
+    assert found is not None
+    assert found.verdict == "diverged"
+    assert word in found.reason
+
+
+def test_what_does_not_count_as_blown_up() -> None:
+    assert diverged(hanging(highest_loss=11.0), 0.8, 1.0) is None  # it came back
+    assert diverged(hanging(initial_gradient_norm=0.0), 1.0, 1e9) is None  # of nothing
+    assert diverged(hanging(), 9.5, 9e2) is None
+
+
+def test_a_rate_beyond_the_limit_that_still_hangs() -> None:
+    surface = Quadratic([1.0, 100.0], rng=0)
+    training = hanging(initial_loss=100.0, initial_gradient_norm=1e3)
+    found = stand(surface, surface.eigenvectors @ np.ones(2), training)
+    assert found.verdict == "standing still"
+    assert found.edge == pytest.approx(10.0)
+    assert found.reason.endswith("the rate is too large.")
+    assert found.cure == "Lower the rate from 0.1: to 0.01, 1/λ_max."
 
 
 def test_a_curvature_that_never_ends_has_no_stationarity_and_is_left() -> None:
