@@ -262,6 +262,33 @@ def test_right_products_verify_whatever_kinks_lie_near(
     assert (activation is nn.ReLU) == (False in first)  # kinks do lie within the longest step
 
 
+def test_a_unit_that_rounding_moves_across_its_kink_is_no_fault() -> None:
+    """In float32 one unit of one row stands on the other side than in float64."""
+    objective, theta = tanh_network("float32", nn.ReLU)
+    net = objective.net
+    wide = theta.astype(np.float64)
+    x = gather(objective._x).astype(np.float64)
+    weight = net.unflatten(wide)["0.weight"]
+    for unit, row in product(range(8), range(40)):
+        # The bias that float32 rounds to the kink, and float64 leaves a little beyond it.
+        moved = theta.copy()
+        bias = net.unflatten(moved)["0.bias"]
+        bias[unit] = -np.float32(weight[unit] @ x[row])
+        exact = weight[unit] @ x[row] + float(bias[unit])
+        H = sp.hessian(objective, moved)
+        lost = np.linalg.norm(
+            H.gradient - objective.astype("float64").gradient(moved.astype(float))
+        )
+        if lost > 1e-4 * np.linalg.norm(H.gradient):
+            break
+    else:
+        pytest.fail("no unit flips")
+    assert 0.0 < abs(exact) < 1e-6
+    assert H.verify().verdict != "not the Hessian"
+    bent = Wrong(objective, lambda hv, _: hv * np.float32(1.01))
+    assert sp.hessian(bent, moved).verify().verdict == "not the Hessian"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
 def test_wrong_products_do_not_pass_for_kinks(activation: type[nn.Layer], dtype: str) -> None:
