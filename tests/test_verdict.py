@@ -256,6 +256,7 @@ def test_the_command_says_diverged_and_exits_with_1(
         main_exits(1, "analyze", str(tmp_path / name), "--samples", "200")
         out = capsys.readouterr().out
         assert "Where training ended: diverged" in out
+        assert "slope to follow" not in out
         assert (tmp_path / name / "index.html").is_file()
     main_exits(2, "analyze", str(tmp_path / "up"), "--max-products", "0")
     assert "max_products: expected at least 8, got 0" in capsys.readouterr().err

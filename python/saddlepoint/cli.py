@@ -191,7 +191,7 @@ def _tell_verdict(found: Analysis) -> None:
     _say(f"\nWhere training ended: {found.verdict}", "bold")
     _say(found.reason)
     _say(found.cure)
-    if found.point is None:
+    if found.point is None or found.verdict == "diverged":
         return
     _say(f"As a point: {found.point.kind}. {found.point.reason}")
     if found.initial_gradient_norm > 0.0:
