@@ -291,6 +291,28 @@ def test_history_has_the_shapes_it_says_and_survives_json() -> None:
         assert_array_equal(getattr(again, name), getattr(history, name), strict=True)
 
 
+def test_seconds_are_those_of_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class Slow(optim.SGD):
+        def step(self, *arguments: Any, **options: Any) -> Any:
+            now[0] += 2.0
+            return super().step(*arguments, **options)
+
+    def scores(*_: Any) -> tuple[float, float]:
+        now[0] += 100.0
+        return 0.0, 0.0
+
+    monkeypatch.setattr("saddlepoint.train.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("saddlepoint.train._scores", scores)
+    net, held_out = network(), data(8)
+    run = sp.fit(
+        net, net.init(0, "float64"), nn.CrossEntropy(), data(40), validation=held_out, rng=0,
+        optimizer=lambda theta: Slow(theta, lr=0.1), epochs=3, batch_size=10,
+    )  # fmt: skip
+    assert_array_equal(run.history.seconds, [8.0, 8.0, 8.0])
+
+
 def test_divergence_stops_the_run() -> None:
     net, (x, _) = network(), data(50)
     run = sp.fit(
