@@ -158,8 +158,8 @@ struct Draws {
 };
 static_assert(max_states <= 7, "a draw has eight fields of 16 bits");
 
-__device__ __noinline__ Draws draw(const index* numbers, const Item& item, index step,
-                                   std::uint64_t seed, index at, int n) {
+static __device__ __noinline__ Draws draw(const index* numbers, const Item& item, index step,
+                                          std::uint64_t seed, index at, int n) {
     Draws draws{};
     for_places(numbers, item, item.logical, at, n, [&](int k, index place) {
         const auto element = std::uint64_t(place);
@@ -171,7 +171,8 @@ __device__ __noinline__ Draws draw(const index* numbers, const Item& item, index
 }
 
 // `random` is negative where the nearest is wanted.
-__device__ __noinline__ std::uint16_t half_slowly(Dtype dtype, float x, std::int32_t random) {
+static __device__ __noinline__ std::uint16_t half_slowly(Dtype dtype, float x,
+                                                         std::int32_t random) {
     if (random < 0) return rounded<float16>(x).bits;
     return dtype == Dtype::bf16 ? rounded_randomly<bfloat16>(x, std::uint32_t(random)).bits
                                 : rounded_randomly<float16>(x, std::uint32_t(random)).bits;
