@@ -125,7 +125,7 @@ void copy_elements(const Stream& stream, const Seen& a, const std::array<index, 
         if (a.shape[i] != 1) order[axes++] = i;
     }
     sort_axes(order, axes, [&](int i, int j) { return dense[i] > dense[j]; });
-    Strided s;
+    CopyPlan s;
     s.axes = axes;
     for (int k = 0; k < axes; ++k) {
         s.shape[k] = a.shape[order[k]];

@@ -2,16 +2,25 @@
 
 #include <string>
 
-// The library's own symbols, with its prefix, so that no other BLAS of the process can answer.
+// Of the library that we ship its own symbols, with its prefix, so that no other BLAS of the
+// process can answer; of a distribution's the plain ones.
+#if defined(SADDLEPOINT_BLAS_PREFIX)
+#define SP_JOIN(a, b) a##b
+#define SP_NAME(prefix, name) SP_JOIN(prefix, name)
+#define SP_BLAS(name) SP_NAME(SADDLEPOINT_BLAS_PREFIX, name)
+#else
+#define SP_BLAS(name) name
+#endif
 extern "C" {
-void scipy_cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float* a,
-                       int lda, const float* b, int ldb, float beta, float* c, int ldc);
-void scipy_cblas_dgemm(int order, int ta, int tb, int m, int n, int k, double alpha,
-                       const double* a, int lda, const double* b, int ldb, double beta, double* c,
-                       int ldc);
-void scipy_openblas_set_num_threads(int n);
-char* scipy_openblas_get_config();
-char* scipy_openblas_get_corename();
+void SP_BLAS(cblas_sgemm)(int order, int ta, int tb, int m, int n, int k, float alpha,
+                          const float* a, int lda, const float* b, int ldb, float beta, float* c,
+                          int ldc);
+void SP_BLAS(cblas_dgemm)(int order, int ta, int tb, int m, int n, int k, double alpha,
+                          const double* a, int lda, const double* b, int ldb, double beta,
+                          double* c, int ldc);
+void SP_BLAS(openblas_set_num_threads)(int n);
+char* SP_BLAS(openblas_get_config)();
+char* SP_BLAS(openblas_get_corename)();
 }
 
 SP_BEGIN
@@ -23,7 +32,7 @@ constexpr int blas(Transpose t) { return t == Transpose::yes ? 112 : 111; }
 
 // Its own threads would spin beside OpenMP's, which slows both by six.
 const bool single_threaded = [] {
-    scipy_openblas_set_num_threads(1);
+    SP_BLAS(openblas_set_num_threads)(1);
     return true;
 }();
 
@@ -32,20 +41,20 @@ const bool single_threaded = [] {
 template <>
 void gemm(const Context&, Transpose ta, Transpose tb, index m, index n, index k, const float* a,
           index lda, const float* b, index ldb, float beta, float* c, index ldc) {
-    scipy_cblas_sgemm(row_major, blas(ta), blas(tb), int(m), int(n), int(k), 1.0f, a, int(lda), b,
-                      int(ldb), beta, c, int(ldc));
+    SP_BLAS(cblas_sgemm)(row_major, blas(ta), blas(tb), int(m), int(n), int(k), 1.0f, a, int(lda),
+                         b, int(ldb), beta, c, int(ldc));
 }
 
 template <>
 void gemm(const Context&, Transpose ta, Transpose tb, index m, index n, index k, const double* a,
           index lda, const double* b, index ldb, double beta, double* c, index ldc) {
-    scipy_cblas_dgemm(row_major, blas(ta), blas(tb), int(m), int(n), int(k), 1.0, a, int(lda), b,
-                      int(ldb), beta, c, int(ldc));
+    SP_BLAS(cblas_dgemm)(row_major, blas(ta), blas(tb), int(m), int(n), int(k), 1.0, a, int(lda), b,
+                         int(ldb), beta, c, int(ldc));
 }
 
 const char* blas_name() {
     static const std::string name =
-        std::string(scipy_openblas_get_config()) + ", " + scipy_openblas_get_corename();
+        std::string(SP_BLAS(openblas_get_config)()) + ", " + SP_BLAS(openblas_get_corename)();
     return name.c_str();
 }
 

@@ -4,7 +4,7 @@
 
 SP_BEGIN
 
-void copy_strided(const Stream&, const Strided& s, index width, const void* from, void* to) {
+void copy_strided(const Stream&, const CopyPlan& s, index width, const void* from, void* to) {
     if (s.size() == 0) return;
     const auto* source = static_cast<const char*>(from);
     auto* target = static_cast<char*>(to);

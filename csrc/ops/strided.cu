@@ -10,7 +10,7 @@ constexpr int threads = 256;
 
 template <class T>
 __global__ void __launch_bounds__(threads)
-    copy_kernel(const Strided s, index size, const T* from, T* to) {
+    copy_kernel(const CopyPlan s, index size, const T* from, T* to) {
     for (index i = index(blockIdx.x) * threads + threadIdx.x; i < size;
          i += index(gridDim.x) * threads) {
         index rest = i, source = 0, target = 0;
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <class T>
-void copy(const Stream& stream, const Strided& s, const void* from, void* to) {
+void copy(const Stream& stream, const CopyPlan& s, const void* from, void* to) {
     copy_kernel<<<grid(stream, s.size(), threads), threads, 0, native(stream).stream>>>(
         s, s.size(), static_cast<const T*>(from), static_cast<T*>(to));
     check(cudaGetLastError(), "copy_strided");
@@ -33,7 +33,8 @@ void copy(const Stream& stream, const Strided& s, const void* from, void* to) {
 
 }  // namespace
 
-void copy_strided(const Stream& stream, const Strided& s, index width, const void* from, void* to) {
+void copy_strided(const Stream& stream, const CopyPlan& s, index width, const void* from,
+                  void* to) {
     if (s.size() == 0) return;
     const DeviceGuard guard;
     switch (width) {

@@ -9,7 +9,7 @@ constexpr int strided_axes = 8;
 
 // Axes from the outermost in memory to the innermost, as the dense one of the two arrays has them;
 // strides in elements.
-struct Strided {
+struct CopyPlan {
     int axes = 0;
     index shape[strided_axes] = {}, from[strided_axes] = {}, to[strided_axes] = {};
     index size() const {
@@ -20,6 +20,6 @@ struct Strided {
 };
 
 // `width` is the bytes of an element: 2, 4 or 8.
-void copy_strided(const Stream& stream, const Strided& s, index width, const void* from, void* to);
+void copy_strided(const Stream& stream, const CopyPlan& s, index width, const void* from, void* to);
 
 SP_END
