@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,71 @@ def test_what_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
         write_folder(path, {"a": b"2"}, KNOWN, overwrite=True)
     assert contents(path) == {"a": b"1", "notes.txt": b"mine"}
     assert names(tmp_path) == ["run"]
+
+
+@pytest.mark.usefixtures("way")
+def test_what_others_put_there_is_carried_over(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "run", {"a": b"1", "b": b"1"}, KNOWN)
+    (path / "notes.txt").write_text("mine")
+    (path / "logs").mkdir()
+    (path / "link").symlink_to("nowhere")
+    with (path / "logs" / "log").open("a") as log:
+        write_folder(path, {"a": b"2"}, KNOWN, overwrite=True, keep_others=True)
+        log.write("goes on")
+    assert (path / "logs" / "log").read_text() == "goes on"
+    assert names(path) == ["a", "link", "logs", "notes.txt"]
+    assert ((path / "a").read_bytes(), (path / "notes.txt").read_text()) == (b"2", "mine")
+    assert os.readlink(path / "link") == "nowhere"
+    with pytest.raises(FileExistsError, match="leave to overwrite, got one with a"):
+        write_folder(path, {"a": b"3"}, KNOWN, keep_others=True)
+    assert names(tmp_path) == ["run"]
+
+
+def test_what_comes_while_folders_are_exchanged_is_kept(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_folder(tmp_path / "run", {"a": b"1"}, KNOWN)
+    exchanged = store._exchanged
+
+    def late(a: Path, b: Path) -> bool:
+        (path / "late").write_text(way)
+        return exchanged(a, b)
+
+    monkeypatch.setattr(store, "_exchanged", late)
+    write_folder(path, {"a": b"2"}, KNOWN, overwrite=True)
+    assert contents(path) == {"a": b"2", "late": way.encode()}
+
+
+def test_a_folder_that_another_moved_away_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_exchanged", lambda a, b: False)
+    path = write_folder(tmp_path / "run", {"a": b"1"}, KNOWN)
+    with monkeypatch.context() as patch:  # between this one's second rename and its end
+        patch.setattr(store, "_sync", lambda f: f == tmp_path and os.rename(path, tmp_path / "b"))
+        write_folder(path, {"a": b"2"}, KNOWN, overwrite=True)
+    assert names(tmp_path) == ["b"]
+    assert contents(tmp_path / "b") == {"a": b"2"}
+
+
+def test_a_folder_that_comes_and_goes_is_no_file(tmp_path: Path) -> None:
+    path, other = tmp_path / "run", tmp_path / "other"
+    path.mkdir()
+    over = threading.Event()
+
+    def move() -> None:
+        while not over.is_set():
+            os.rename(path, other)
+            os.rename(other, path)
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        for _ in range(3000):
+            check_folder(path, KNOWN)
+    finally:
+        over.set()
+        mover.join()
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +41,7 @@ def write_file(path: PathLike, content: bytes) -> Path:
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_file(Path(folder, "a"), b"whole").read_bytes()
     b'whole'
@@ -58,11 +58,16 @@ def write_file(path: PathLike, content: bytes) -> Path:
 
 
 def write_folder(
-    path: PathLike, files: Mapping[str, bytes], known: Collection[str], overwrite: bool = False
+    path: PathLike,
+    files: Mapping[str, bytes],
+    known: Collection[str],
+    overwrite: bool = False,
+    keep_others: bool = False,
 ) -> Path:
     """Write a folder of files: the new one or the old one is there, never a mixture.
 
-    A folder that is there is replaced if ``overwrite`` says so and all its files are ``known``.
+    A folder that is there is replaced if ``overwrite`` says so and all its files are ``known``;
+    with ``keep_others`` those that are not go over into the new one.
 
     Raises
     ------
@@ -70,7 +75,7 @@ def write_folder(
         As `check_folder`.
     """
     place = _place(path)
-    check_folder(place, known, overwrite)
+    check_folder(place, known, overwrite, keep_others)
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = _beside(place, "new")
     draft.mkdir()
@@ -80,19 +85,44 @@ def write_folder(
             _write(draft / name, content)
         _sync(draft)
         while not _renamed(draft, place):  # again where another process was faster
-            check_folder(place, known, overwrite)
+            check_folder(place, known, overwrite, keep_others)
+            _carry(place, draft, known)
             if _exchanged(draft, place):
                 break
             shutil.rmtree(aside, ignore_errors=True)
             with suppress(FileNotFoundError):
                 os.rename(place, aside)
+            _carry(aside, draft, known)
+        _carry(draft, place, known)  # what came just before they were exchanged
         _sync(place.parent)
+    except BaseException:
+        if not place.exists() and aside.exists():
+            _renamed(aside, place)
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        if not place.exists() and aside.exists():
-            os.rename(aside, place)
         shutil.rmtree(aside, ignore_errors=True)
     return Path(path)
+
+
+def _carry(old: Path, new: Path, known: Collection[str]) -> None:
+    """Link what is not known from one folder into another: whoever writes to it goes on."""
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(old):
+            target = new / entry.name
+            if entry.name in known or os.path.lexists(target):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.copytree(entry, target, symlinks=True, copy_function=_link)
+            else:
+                _link(entry.path, target)
+
+
+def _link(source: PathLike, target: PathLike) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # file systems without links
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _renamed(draft: Path, place: Path) -> bool:
@@ -112,7 +142,12 @@ def _exchanged(a: Path, b: Path) -> bool:
     return call is not None and call(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
 
-def check_folder(path: PathLike, known: Collection[str] = (), overwrite: bool = False) -> None:
+def check_folder(
+    path: PathLike,
+    known: Collection[str] = (),
+    overwrite: bool = False,
+    keep_others: bool = False,
+) -> None:
     """Raise unless `write_folder` could write there; nothing is left behind.
 
     Raises
@@ -120,20 +155,24 @@ def check_folder(path: PathLike, known: Collection[str] = (), overwrite: bool = 
     NotADirectoryError
         If the path, or what should hold it, is a file.
     FileExistsError
-        If there is a folder already that is not to be overwritten, or that holds other files.
+        If there is a folder already that is not to be overwritten, or that holds other files,
+        unless these are kept.
     OSError
         If nothing can be made there.
     """
     place = _place(path)
     settle(place)
-    if place.exists() and not place.is_dir():
-        raise NotADirectoryError(expected(str(path), "a folder", "a file"))
-    check_writable(place.parent)
+    _probe(place.parent, place)
     held: list[str] = []
-    with suppress(FileNotFoundError):
-        held = sorted(os.listdir(place))
+    try:
+        with suppress(FileNotFoundError):  # another process may move it away at any time
+            held = sorted(os.listdir(place))
+    except NotADirectoryError:
+        raise NotADirectoryError(expected(str(path), "a folder", "a file")) from None
     others = [name for name in held if name not in known]
-    if others:
+    if keep_others:
+        held = [name for name in held if name in known]
+    elif others:
         what = "a new or empty folder, or one that holds nothing else"
         raise FileExistsError(expected(str(path), what, f"one with {others[0]}"))
     if held and not overwrite:
@@ -152,14 +191,21 @@ def check_writable(path: PathLike) -> None:
         If nothing can be made there.
     """
     place = _place(path)
-    ground = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
+    _probe(place, place)
+
+
+def _probe(folder: Path, place: Path) -> None:
+    """Make a folder there and take it away, by a name that `settle` of a place knows."""
+    ground = next(found for found in (folder, *folder.parents) if os.path.lexists(found))
     if not ground.is_dir():
         raise NotADirectoryError(expected(str(ground), "a folder", "a file"))
+    probe = ground / _beside(place, "new").name
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".saddlepoint.", dir=ground))
+        probe.mkdir()
+        probe.rmdir()
     except OSError as error:
         got = error.strerror or str(error)
-        raise type(error)(expected(str(path), "a place that can be written", got)) from None
+        raise type(error)(expected(str(folder), "a place that can be written", got)) from None
 
 
 def settle(path: PathLike) -> None:
@@ -179,9 +225,9 @@ def settle(path: PathLike) -> None:
     ]
     for kind, rest in sorted(left, reverse=True):  # "old" before "new"
         with suppress(FileNotFoundError):  # another process is putting it right
-            if kind == "old" and not place.exists():
-                os.rename(rest, place)
-            elif rest.is_dir():
+            if kind == "old" and not place.exists() and _renamed(rest, place):
+                continue
+            if rest.is_dir():
                 shutil.rmtree(rest)
             else:
                 rest.unlink()
