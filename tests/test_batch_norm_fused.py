@@ -1077,3 +1077,14 @@ def test_numbers_that_are_not_in_memory(lazy: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="dy: expected its numbers in memory"):
         norm.batch_norm_backward(lazy, saved)
     norm.batch_norm(lazy.clone())
+
+
+def test_a_count_that_cannot_count_is_refused_first() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    fixed = np.array(0)
+    fixed.setflags(write=False)
+    for count in (fixed, 3, np.int64(3), np.zeros(2, int), np.array(-1)):
+        running = np.zeros(3, np.float32), np.ones(3, np.float32)
+        with pytest.raises((TypeError, ValueError), match=r"^count: expected"):
+            norm.batch_norm(x, running_mean=running[0], running_var=running[1], count=count)
+        assert not running[0].any()

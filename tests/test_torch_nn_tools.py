@@ -465,3 +465,11 @@ def test_an_activation_makes_it_a_module_that_holds_the_norm() -> None:
     assert torch.equal(made(x), wanted)
     with pytest.raises(ValueError, match="activation: expected"):
         ours.BatchNorm1d(3, activation="elu")
+
+
+def test_an_activation_with_another_forward_is_left_alone() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()).eval()
+    model[1].forward = lambda z: z * 7
+    x = torch.ones(2, 3)
+    wanted = model(x)
+    assert torch.allclose(ours.convert_batch_norm(model)(x), wanted)

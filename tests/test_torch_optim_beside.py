@@ -507,3 +507,103 @@ def test_betas_that_were_shortened_are_named() -> None:
     second.param_groups[0]["lr"] = "x"
     with pytest.raises(TypeError, match=r"^lr: expected a number, got 'x'"):
         second.step()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states_that_are_put_elsewhere_are_read_as_they_lie(name: str) -> None:
+    """By their owner, with strides of its own."""
+
+    def run(changes: bool) -> Any:
+        params = parameters(name)
+        optimizer = getattr(ours, name)(params, lr=0.05)
+        for k in range(4):
+            if k == 2 and changes:
+                for p in params:
+                    for key, held in optimizer.state[p].items():
+                        if held.ndim:
+                            wide = torch.zeros(*held.shape, 2, dtype=held.dtype)[..., 0]
+                            optimizer.state[p][key] = wide.copy_(held)
+            steps(optimizer, params, range(k, k + 1))
+        return contents(params)
+
+    assert run(True) == run(False)
+
+
+def test_faces_begin_with_the_same_16_bits() -> None:
+    for name, given in (("Rprop", {"lr": 0.01}), ("Adagrad", {"initial_accumulator_value": 0.3})):
+        a, t = np.ones(4, np.float32), nn.Parameter(torch.ones(4))
+        getattr(optim, name)(a, state_dtype="bfloat16", **given).step(np.ones(4, np.float32))
+        t.grad = torch.ones(4)
+        getattr(ours, name)([t], state_dtype="bfloat16", **given).step()
+        assert a.tolist() == t.tolist()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.ones(3, device="meta"),
+        torch.ones(3).to_sparse(),
+        torch.ones(3, dtype=torch.complex64),
+        [1.0] * 3,
+        torch.ones(4),
+    ],
+    ids=["meta", "sparse", "complex", "list", "shape"],
+)
+def test_states_without_numbers_are_refused_first(bad: Any) -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = ours.Adam([p], ema_decay=0.5)
+    steps(optimizer, [p], range(2))
+    before = contents(optimizer.state_dict())
+    for key in ("exp_avg", "ema"):
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"][0][key] = bad
+        with pytest.raises((TypeError, ValueError), match=rf"^{key}: expected"):
+            optimizer.load_state_dict(saved)
+    assert contents(optimizer.state_dict()) == before
+
+
+def test_copies_are_checked_before_any_is_written() -> None:
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))]
+    feed(params, 0)
+    for bad in (torch.zeros(4), np.zeros(3), [0.0] * 3, params[1]):
+        first = torch.zeros(3)
+        with pytest.raises((TypeError, ValueError), match=r"^copies: expected"):
+            ours.Adam(params, copies=[first, bad]).step()
+        assert first.tolist() == [0.0] * 3
+    trained = torch.zeros(3, requires_grad=True)
+    ours.SGD(params, lr=1.0, copies=[torch.zeros(3), trained]).step()
+    assert torch.equal(trained.detach(), params[1].detach())
+
+
+def test_numbers_that_are_none() -> None:
+    for name, given in (
+        ("Adam", {"eps": [0.1]}),
+        ("Adam", {"weight_decay": 10**400}),
+        ("Rprop", {"step_sizes": (float("nan"), 50.0)}),
+        ("Muon", {"ns_steps": 2.5}),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"^{next(iter(given))}: expected"):
+            getattr(optim, name)(np.ones((2, 2)), **given)
+    q = nn.Parameter(torch.ones(2))
+    feed([q], 0)
+    for key, value in (("eps", "x"), ("weight_decay", None), ("eps", [0.1])):
+        optimizer = ours.Adam([q])
+        optimizer.param_groups[0][key] = value
+        with pytest.raises(TypeError, match=rf"^{key}: expected a number"):
+            optimizer.step()
+
+
+def test_groups_may_be_added_while_others_step() -> None:
+    optimizer = ours.SGD([nn.Parameter(torch.ones(50))], lr=0.1)
+    added = [nn.Parameter(torch.ones(50)) for _ in range(40)]
+
+    def step(_: int) -> None:
+        optimizer.step()
+
+    with ThreadPoolExecutor(2) as pool:
+        stepping = [pool.submit(step, k) for k in range(200)]
+        for p in added:
+            optimizer.add_param_group({"params": [p]})
+        for done in stepping:
+            done.result()
+    assert len(optimizer.param_groups) == 41

@@ -210,6 +210,16 @@ def check_numbers(eps: Any, momentum: Any) -> tuple[float, float | None]:
     return eps, momentum
 
 
+def _check_count(count: Any) -> None:
+    """Raise unless ``count`` can be added to in place."""
+    if getattr(count, "shape", None) != () or isinstance(count, np.generic):
+        raise TypeError(expected("count", "an array of no axes", repr(count)))
+    if isinstance(count, np.ndarray) and not count.flags.writeable:
+        raise ValueError(expected("count", "a writable array", "a read-only one"))
+    if not float(count) >= 0:
+        raise ValueError(expected("count", "at least 0", float(count)))
+
+
 def _check_counts(x: ArrayLike, axis: int, ghost: int) -> None:
     shape = tuple(x.shape)
     per_row = 1
@@ -332,6 +342,8 @@ def batch_norm(
         raise ValueError(expected("ghost", "at least 1 row", ghost))
     sub = ghost if training and ghost is not None and ghost < rows else 0
     seen = 0.0
+    if count is not None:
+        _check_count(count)
     if training:
         _check_counts(x, axis, sub)
         if momentum is None and running_mean is not None:

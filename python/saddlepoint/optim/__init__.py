@@ -26,7 +26,8 @@ decay_mask : callable or sequence of bool, optional
     For which parameters ``weight_decay`` holds, such as ``lambda p: p.ndim > 1``.
 process_group : optional
     In `saddlepoint.torch.optim`: the processes over which ``max_norm`` and ``check_finite`` sum,
-    where each has a share of the gradients (FSDP1, ZeRO); "local" where each has all of them
+    where each has a share of the gradients (FSDP1; ZeRO, by `functools.partial`, since
+    ``ZeroRedundancyOptimizer`` keeps the keyword for itself); "local" where each has all of them
     (DistributedDataParallel). DTensors tell by themselves. Without it several processes raise.
 foreach, fused, capturable
     Accepted, since the result is the same. ``differentiable=True`` raises.

@@ -97,10 +97,11 @@ class State:
             raise ValueError(expected(name, "values of bfloat16", "others"))
 
     def assign(self, x: NDArray[Any]) -> None:
-        """Take the values of a host array, rounded toward zero where this is bfloat16."""
+        """Take the values of a host array, rounded to nearest where this is bfloat16."""
         flat = np.ascontiguousarray(self._in_memory_order(np.asarray(x))).reshape(-1)
         if self.dtype == "bfloat16":
-            flat = (flat.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+            bits = flat.astype(np.float32).view(np.uint32)
+            flat = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
         else:
             flat = flat.astype(self.dtype)
         self._buffer.copy_from(flat, self._offset)

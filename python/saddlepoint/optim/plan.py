@@ -104,6 +104,8 @@ class Rule(abc.ABC):
     known: tuple[str, ...] = ()
     #: Whether PyTorch keeps a step count in the state.
     counts: bool = True
+    #: Hyper-parameters that are at least 0.
+    from_zero: tuple[str, ...] = ("lr", "weight_decay", "eps", "momentum")
     #: Whether a step needs all of a tensor, so that shards of it cannot be stepped alone.
     whole: bool = False
     _options: Options
@@ -127,13 +129,12 @@ class Rule(abc.ABC):
     def _check(self, group: Group) -> None:
         """Raise ValueError for hyper-parameters that make no sense."""
         for name in Options.__dataclass_fields__:
-            if name in group:
+            # ZeroRedundancyOptimizer writes what it hands on into the groups too.
+            if name in group and group[name] is not getattr(self._options, name):
                 raise TypeError(expected(name, "an argument of the whole optimizer", "a group's"))
         if hasattr(group["lr"], "shape") and size_of(group["lr"].shape) != 1:
             raise ValueError(expected("lr", "one number", f"shape {tuple(group['lr'].shape)}"))
-        for name in ("lr", "weight_decay", "eps", "momentum"):
-            if name in group and not isinstance(group[name], tuple | list):  # Adafactor's eps
-                at_least_zero(**{name: group[name]})
+        at_least_zero(**{name: group[name] for name in self.from_zero if name in group})
 
     def _decoupled(self, group: Group) -> bool:
         return bool(group.get("decoupled_weight_decay", False))
@@ -150,7 +151,10 @@ class Rule(abc.ABC):
 def number(name: str, value: Any) -> float:
     """A real number of Python or NumPy, or an array of one; TypeError for anything else."""
     if isinstance(value, Real) or size_of(getattr(value, "shape", (0,))) == 1:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(expected(name, "a number within float64", "a larger one")) from None
     raise TypeError(expected(name, "a number", repr(value)))
 
 
@@ -191,6 +195,9 @@ def each_once(params: Sequence[Any], names: Sequence[str] | None = None) -> None
             what = f"number {i}" if names is None else repr(names[i])
             where = f"number {before}" if names is None else repr(names[before])
             raise ValueError(expected("params", "each parameter once", f"{what} as {where} again"))
+
+
+_DECAYS = ("weight_decay", "decoupled_decay")
 
 
 class Plan:
@@ -244,16 +251,16 @@ class Plan:
             tensor = hasattr(lr, "__dlpack__")
             device_rate = device_rate or tensor
             rates += [lr if tensor else None] * 2
-            decay = group.get("weight_decay", 0.0)
+            decay = number("weight_decay", group.get("weight_decay", 0.0))
             decoupled = rule._decoupled(group)
             values = rule._values(group)
-            values["lr"] = 0.0 if tensor else number("lr", lr)
+            values["lr"] = 0.0 if tensor else lr
             values["maximize"] = float(bool(group.get("maximize", False)))
             values["weight_decay"] = 0.0 if decoupled else decay
             values["decoupled_decay"] = decay if decoupled else 0.0
-            rows.append([values[name] for name in names])
-            values["weight_decay"] = values["decoupled_decay"] = 0.0
-            rows.append([values[name] for name in names])
+            row = {name: number(name, values[name]) for name in names}
+            rows.append([*row.values()])
+            rows.append([0.0 if name in _DECAYS else row[name] for name in names])
         self.native.run(
             rows,
             1.0 if loss_scale is None else 1.0 / loss_scale,

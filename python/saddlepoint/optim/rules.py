@@ -6,6 +6,7 @@ their papers), and names its rule in ``csrc/optim/rules`` with the numbers that 
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -440,7 +441,8 @@ class Rprop(Rule):
     def _check(self, group: Group) -> None:
         super()._check(group)
         minus, plus = numbers("etas", group["etas"], 2)
-        numbers("step_sizes", group["step_sizes"], 2)
+        if any(math.isnan(size) for size in numbers("step_sizes", group["step_sizes"], 2)):
+            raise ValueError(expected("step_sizes", "2 numbers", group["step_sizes"]))
         if not 0.0 < minus < 1.0 < plus:
             raise ValueError(expected("etas", "0 < etas[0] < 1 < etas[1]", (minus, plus)))
 
@@ -1007,6 +1009,7 @@ class Adafactor(Rule):
            [0.9, 0.9]])
     """
 
+    from_zero = ("lr", "weight_decay")  # eps are two
     whole = True
 
     def __init__(
@@ -1149,7 +1152,7 @@ class Muon(Rule):
         if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
             wanted = "None, 'original' or 'match_rms_adamw'"
             raise ValueError(expected("adjust_lr_fn", wanted, repr(group["adjust_lr_fn"])))
-        if not 0 < number("ns_steps", group["ns_steps"]) < 100:
+        if not 0 < number("ns_steps", group["ns_steps"]) < 100 or group["ns_steps"] % 1:
             raise ValueError(expected("ns_steps", "within [1, 99]", group["ns_steps"]))
         numbers("ns_coefficients", group["ns_coefficients"], 3)
         for p in group["params"]:

@@ -196,6 +196,10 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as ``torch.optim.Optimizer.add_param_group``."""
+        with self._lock:
+            self._add(param_group)
+
+    def _add(self, param_group: Group) -> None:
         with warnings.catch_warnings():
             # It warns of a parameter that stands twice in a group, which is an error here.
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
@@ -266,18 +270,29 @@ class Optimizer(Rule, torch.optim.Optimizer):
         first = next(iter(self._owners), None)
         device = "cpu" if first is None else device_of(shard(first).detach())
         plan = Plan(self, groups, self._options, device)
-        copies = self._options.copies
-        if copies is not None and len(copies) != len(plan.params):
-            raise ValueError(expected("copies", f"{len(plan.params)} tensors", len(copies)))
+        self._begin_copies(plan)
         for i, (p, owner) in enumerate(zip(plan.params, self._owners, strict=True)):
             steps, carry = self._clock(owner, self._states(groups[plan.group_of[i]], p))
             if steps:
                 plan.native.set_clock(i, steps, carry)
-            if copies is not None and copies[i] is not None:
-                copies[i].copy_(p.detach())  # also where no gradient ever comes
         self._plan = plan
         self._state.changes.made = False
         return plan
+
+    def _begin_copies(self, plan: Plan) -> None:
+        """Give the copies the parameters' values, which stay where no gradient ever comes."""
+        copies = self._options.copies
+        if copies is None:
+            return
+        if len(copies) != len(plan.params):
+            raise ValueError(expected("copies", f"{len(plan.params)} tensors", len(copies)))
+        pairs = [(c, p) for c, p in zip(copies, plan.params, strict=True) if c is not None]
+        for c, p in pairs:
+            _check_shape("copies", c, tuple(p.shape))
+            if c is p:
+                raise ValueError(expected("copies", "memory of its own", "the parameter"))
+        for c, p in pairs:
+            c.detach().copy_(p.detach())
 
     def _planned_groups(self) -> list[Group]:
         """The groups with the tensors that a plan works on: shards, and none without a shape."""
@@ -332,8 +347,10 @@ class Optimizer(Rule, torch.optim.Optimizer):
                     slots.append(slot)
                     continue
                 _check_shape(name, shard(held), slot[0])
-                if (held.dtype == torch.float64) != (slot[2] == "float64"):
-                    # The parameter was cast since.
+                cast_since = (held.dtype == torch.float64) != (slot[2] == "float64")
+                # Rules on whole tensors read their states as they are laid out here.
+                lies = not self.whole or shard(held).stride() == slot[1]
+                if cast_since or not lies:
                     wanted.append((owner, name, shard(held)))
                     slots.append(slot)
         made = _tensors(plan.params[which[0]].device, slots)
@@ -622,6 +639,9 @@ def _check_shape(name: str, value: Any, shape: tuple[int, ...]) -> None:
     """Raise unless ``value`` is a tensor of ``shape``."""
     if not isinstance(value, Tensor):
         raise TypeError(expected(name, "a tensor", type(value).__name__))
+    if value.is_meta or value.layout != torch.strided or value.is_complex():
+        kind = "a meta" if value.is_meta else f"a {value.dtype} {value.layout}"
+        raise TypeError(expected(name, "a real dense tensor with memory", f"{kind} one"))
     if tuple(value.shape) != shape:
         raise ValueError(expected(name, f"shape {shape}", tuple(value.shape)))
 

@@ -64,7 +64,11 @@ def wants_processes(params: Sequence[Tensor], group: Any) -> bool:
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
-    if distributed.get_world_size() == 1 or group == "local":
+    if group is not None and group != "local" and not isinstance(group, distributed.ProcessGroup):
+        raise TypeError(expected("process_group", "a group, 'local' or None", repr(group)))
+    if distributed.get_world_size() == 1 or (
+        group == "local" and not any(map(_is_dtensor, params))
+    ):
         return False
     if group is None and not all(_is_dtensor(p) for p in params):
         wanted = "the processes that share the gradients, or 'local' where each has all of them"

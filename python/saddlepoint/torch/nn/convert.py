@@ -207,7 +207,7 @@ def _fold(sequence: nn.Sequential, places: Counter[int]) -> None:
         word = _word(activation)
         if word is None or not isinstance(norm, Plain):
             continue
-        if any(places[id(m)] > 1 or hooked(m) for m in (norm, activation)):
+        if any(places[id(m)] > 1 or hooked(m) or "forward" in vars(m) for m in (norm, activation)):
             continue
         slope = getattr(activation, "negative_slope", 0.01)
         setattr(sequence, norm_name, BatchNormAct(norm, word, slope))
