@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -56,8 +58,8 @@ def test_a_run_is_saved_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     saved: list[Run] = []
     save = Run.save
 
-    def watched(self: Run, *args: Any) -> Path:
-        path = save(self, *args)
+    def watched(self: Run, *args: Any, **more: Any) -> Path:
+        path = save(self, *args, **more)
         saved.append(load_run(path))
         return path
 
@@ -103,6 +105,51 @@ def test_a_folder_that_came_meanwhile_is_left_alone(
     with pytest.raises(FileExistsError, match="leave to overwrite"):
         train(replace(SMALL, epochs=10**9), False, tmp_path / "run")  # before the work
     assert_same(load_run(tmp_path / "run"), run)
+
+
+def test_files_that_come_while_a_run_is_trained_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, score = tmp_path / "run", runs.accuracy
+
+    def noting(*args: Any) -> float:
+        (path / "notes.txt").write_text("mine") if path.exists() else None
+        return score(*args)
+
+    monkeypatch.setattr(runs, "accuracy", noting)
+    done = train(SMALL, False, path, checkpoint_every=0)
+    assert (path / "notes.txt").read_text() == "mine"
+    assert_same(load_run(path), done)
+
+
+def test_a_run_whose_folder_is_lost_is_saved_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    path, score = tmp_path / "run", runs.accuracy
+
+    def losing(*args: Any) -> float:
+        if path.is_dir():
+            shutil.rmtree(path)
+            path.write_text("a file")
+        return score(*args)
+
+    monkeypatch.setattr(runs, "accuracy", losing)
+    with (
+        pytest.warns(UserWarning, match="expected a folder, got a file; training goes on"),
+        pytest.raises(OSError, match=r"run: expected to save the run, which is in .*got ") as told,
+    ):
+        train(SMALL, False, path, checkpoint_every=0)
+    (kept,) = tmp_path.glob("saddlepoint-run-*")
+    assert str(kept) in str(told.value)
+    assert_same(load_run(kept), train(SMALL, False))
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum"])
+def test_a_number_beyond_floats_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected a number from 0, got 1000"):
+        Config(**{"optimizer": "sgd", name: 10**400})
 
 
 def test_overwriting_leaves_nothing_of_the_older_run(run: Run, tmp_path: Path) -> None:

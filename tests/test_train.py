@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import saddlepoint as sp
 from networks import to_torch
 from saddlepoint import nn, optim
-from saddlepoint.train import History, predict
+from saddlepoint.train import History, UnsavedError, predict
 
 Array = NDArray[Any]
 
@@ -454,6 +454,32 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "optimizer: expected a callable that makes an optimizer .* got a ndarray",
     ),
     "schedule": ({"schedule": 0.5}, TypeError, "schedule: expected a function of the epoch"),
+    **{
+        f"schedule's {value}": (
+            {"schedule": lambda epoch, value=value: value},
+            error,
+            "schedule: expected a finite number from 0, got .* for epoch 0",
+        )
+        for value, error in [
+            (-0.5, ValueError),
+            (float("nan"), ValueError),
+            (float("inf"), ValueError),
+            ((1.0, 0.5), TypeError),
+            ("1", TypeError),
+            (None, TypeError),
+            (True, TypeError),
+        ]
+    },
+    "an optimizer of a copy": (
+        {"optimizer": lambda theta: optim.Adam(theta.copy())},
+        ValueError,
+        "optimizer: expected one of the array it is given, got one of others",
+    ),
+    "an optimizer of more": (
+        {"optimizer": lambda theta: optim.Adam([theta, theta.copy()])},
+        ValueError,
+        "optimizer: expected one of the array it is given, got one of others",
+    ),
     "checkpoint_every": ({"checkpoint_every": -1}, ValueError, "checkpoint_every: expected a numb"),
     "resume": ({"resume": PARAMS}, TypeError, "resume: expected what fit returned, got Parameters"),
     "device": ({"device": "tpu"}, ValueError, "device: expected 'cpu' or 'cuda', got 'tpu'"),
@@ -604,6 +630,95 @@ def test_a_place_for_checkpoints_is_looked_at_first(tmp_path: Path) -> None:
         train(1, optimizer=never, checkpoint=tmp_path / "notes")
     with pytest.raises(OSError, match="a place that can be written"):
         train(1, optimizer=never, checkpoint="/proc/run")
+
+
+def unwell(epoch: int) -> float:
+    raise RuntimeError("no rate")
+
+
+FAILING: dict[str, dict[str, Any]] = {
+    "schedule": {"schedule": unwell},
+    "rate": {"schedule": lambda epoch: -1.0},
+    "optimizer": {"optimizer": lambda theta: optim.Adam(theta.copy())},
+    "step": {"optimizer": type("Failing", (optim.SGD,), {"step": lambda self, grads: unwell(0)})},
+}
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_a_training_that_fails_at_once_leaves_the_older_checkpoint(
+    tmp_path: Path, case: str
+) -> None:
+    older = sp.fit(**{**GOOD, "epochs": 3}, checkpoint=tmp_path / "run")
+    with pytest.raises((RuntimeError, ValueError)):
+        sp.fit(**{**GOOD, **FAILING[case]}, checkpoint=tmp_path / "run")
+    assert_same(sp.Fit.load(tmp_path / "run"), older)
+
+
+def test_files_that_come_while_training_stay(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+
+    def noting(epoch: int) -> float:
+        if epoch == 1:
+            (path / "notes.txt").write_text("mine")
+        return 1.0
+
+    done = sp.fit(**{**GOOD, "epochs": 3, "schedule": noting}, checkpoint=path, checkpoint_every=0)
+    assert (path / "notes.txt").read_text() == "mine"
+    assert_same(sp.Fit.load(path), done)
+
+
+def test_a_checkpoint_that_cannot_be_saved_stops_nothing() -> None:
+    seen: list[sp.Fit] = []
+
+    def full(run: sp.Fit) -> None:
+        seen.append(run)
+        if len(seen) in (2, 3):
+            raise OSError(28, "No space left on device")
+
+    with pytest.warns(UserWarning, match=r"checkpoint: .*No space.*; training goes on") as told:
+        done = train(4, checkpoint=full, checkpoint_every=0)
+    assert len(told) == 2
+    assert len(seen) == 5
+    assert_same(done, train(4))
+
+
+def test_what_could_not_be_saved_at_the_end_is_in_the_error() -> None:
+    def full(run: sp.Fit) -> None:
+        if run.stopped == "finished":
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UnsavedError, match="No space left on device") as told:
+        train(2, checkpoint=full)
+    assert_same(told.value.fit, train(2))
+
+
+def test_one_array_in_a_group_is_trained_as_without() -> None:
+    def grouped(theta: Any) -> optim.Optimizer:
+        return optim.SGD([{"params": [theta], "lr": 0.1}])
+
+    ours = train(2, optimizer=grouped)
+    assert_same(ours, train(2, optimizer=lambda theta: optim.SGD(theta, lr=0.1)))
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.array([0.5]), torch.tensor(0.5)])
+def test_a_schedule_may_give_any_one_number(value: Any) -> None:
+    ours = sp.fit(**{**GOOD, "rng": 0, "schedule": lambda epoch: value})
+    assert_same(ours, sp.fit(**{**GOOD, "rng": 0, "schedule": lambda epoch: 0.5}))
+
+
+def test_other_hyper_parameters_than_those_saved_are_named() -> None:
+    half = train(1)
+    with pytest.warns(
+        UserWarning, match=r"^resume: goes on with lr=0\.01, not 0\.5, eps=1e-08, not"
+    ):
+        ours = train(
+            2,
+            resume=half,
+            optimizer=lambda t: optim.Adam(
+                t, 0.5, eps=0.1, amsgrad=True, max_norm=1.0, ema_decay=0.9
+            ),
+        )
+    assert_same(ours, train(2))
 
 
 INTERRUPTED = """

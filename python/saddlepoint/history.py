@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -19,7 +20,19 @@ from .errors import FileFormatError, expected
 from .nn import Parameters
 from .store import dump_json, number, parse_json, settle, write_folder
 
-__all__ = ["FILES", "STOPPED", "Fit", "History", "State", "Unpacked", "checked", "pack", "unpack"]
+__all__ = [
+    "FILES",
+    "STOPPED",
+    "Fit",
+    "History",
+    "State",
+    "Unpacked",
+    "UnsavedError",
+    "checked",
+    "pack",
+    "plain",
+    "unpack",
+]
 
 Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
@@ -141,7 +154,8 @@ def checked(
     ):
         what = f"{'an' if kind is int else 'a'} {kind.__name__}"
         raise TypeError(expected(name, what, f"{type(value).__name__} {str(value)[:40]}"))
-    if kind in kinds and not (low <= value <= high and abs(value) < math.inf):
+    largest = sys.float_info.max if kind is float else math.inf  # an int may be beyond floats
+    if kind in kinds and not (low <= value <= high and -largest <= value <= largest):
         what = f"at least {low}" if kind is int else f"a number from {low:g}"
         raise ValueError(expected(name, what if low > -math.inf else "a number", str(value)[:40]))
     return value
@@ -206,9 +220,9 @@ class State:
             arrays |= {f"{i}.{k}": v for k, v in entry.items() if isinstance(v, np.ndarray)}
             entries.append({k: v for k, v in entry.items() if not isinstance(v, np.ndarray)})
         optimizer = {"state": entries, "param_groups": self.optimizer["param_groups"]}
-        plain = {**{f.name: getattr(self, f.name) for f in fields(self)}, "optimizer": optimizer}
+        values = {**{f.name: getattr(self, f.name) for f in fields(self)}, "optimizer": optimizer}
         return {
-            "state.json": dump_json(_plain(plain)),
+            "state.json": dump_json(plain(values)),
             "state.safetensors": safetensors_bytes(arrays),
         }
 
@@ -251,12 +265,12 @@ class State:
 _COUNTS = ("epochs", "updates", "rows", "batch_size")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dictionaries, lists and numbers that JSON has."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
@@ -280,8 +294,11 @@ class Fit:
     stopped: str
     state: State | None = None
 
-    def save(self, folder: PathLike, overwrite: bool = False) -> Path:
+    def save(self, folder: PathLike, overwrite: bool = False, keep_others: bool = False) -> Path:
         """Write everything into a folder, which appears whole or not at all.
+
+        A folder that holds other files than `save` writes is refused; with ``keep_others`` it is
+        written, and they stay in it.
 
         Raises
         ------
@@ -295,7 +312,7 @@ class Fit:
         See `load`.
         """
         arrays = {"theta": self.params.theta, "buffers": self.params.buffers}
-        return write_folder(folder, pack(self, arrays), FILES, overwrite)
+        return write_folder(folder, pack(self, arrays), FILES, overwrite, keep_others)
 
     @classmethod
     def load(cls, folder: PathLike) -> Fit:
@@ -327,6 +344,20 @@ class Fit:
         return cls(Parameters(**arrays), found.history, found.stopped, found.state)
 
 
+class UnsavedError(OSError):
+    """A training ended, and its last checkpoint could not be saved.
+
+    Attributes
+    ----------
+    fit : Fit
+        What would have been saved.
+    """
+
+    def __init__(self, fit: Fit, reason: object) -> None:
+        super().__init__(expected("checkpoint", f"to save what {fit.stopped} (see .fit)", reason))
+        self.fit = fit
+
+
 def pack(
     fit: Fit,
     arrays: Mapping[str, Array],
@@ -337,7 +368,7 @@ def pack(
     saved = {**fit.history.to_dict(), "stopped": fit.stopped, **(result or {})}
     files = {"history.json": dump_json(saved)}
     if config is not None:
-        files["config.json"] = dump_json(_plain(config))
+        files["config.json"] = dump_json(plain(config))
     if fit.state is not None:
         files |= fit.state.pack()
     marks = {"format": "saddlepoint", "version": str(VERSION), "sha256": _digest(files, arrays)}

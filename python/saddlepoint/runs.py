@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
@@ -24,7 +25,7 @@ from .data import MAX_BYTES, Dataset
 from .data.tables import Column, Layout
 from .data.tensors import require_safetensors
 from .errors import FileFormatError, count, expected
-from .history import FILES, VERSION, Fit, History, State, checked, pack, unpack
+from .history import FILES, VERSION, Fit, History, State, UnsavedError, checked, pack, unpack
 from .nn import (
     BatchNorm,
     CrossEntropy,
@@ -124,7 +125,7 @@ class Config:
         for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("max_bytes", 0)):
             checked(name, getattr(self, name), int, low)
         for name in ("lr", "momentum"):
-            checked(name, getattr(self, name), float, 0.0, math.inf)
+            checked(name, getattr(self, name), float, 0.0)
         if not isinstance(self.layers, (tuple, list)):
             raise TypeError(expected("layers", "integers", type(self.layers).__name__))
         for width in self.layers:
@@ -140,8 +141,6 @@ class Config:
             raise ValueError(expected("layers", "at least two positive numbers", self.layers))
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(expected("momentum", "0 unless the optimizer is sgd", self.momentum))
-        if not (math.isfinite(self.lr) and self.lr >= 0):
-            raise ValueError(expected("lr", "a number from 0", self.lr))
 
     def network(self) -> Sequential:
         """The network that the configuration describes."""
@@ -228,14 +227,16 @@ class Run:
     test_accuracy: float
     state: State | None = None
 
-    def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    def save(
+        self, folder: str | os.PathLike[str], overwrite: bool = False, keep_others: bool = False
+    ) -> Path:
         """Write the run into a folder, which appears whole or not at all.
 
         Raises
         ------
         FileExistsError
             If there is a folder already: a run is replaced only with ``overwrite``, and one that
-            holds other files never.
+            holds other files only with ``keep_others``, and they stay in it.
         NotADirectoryError, OSError
             If nothing can be made there.
         ImportError
@@ -249,7 +250,8 @@ class Run:
         fitted = Fit(self.params, self.history, self.stopped, self.state)
         result = {"test_accuracy": number(self.test_accuracy)}
         config = {"version": VERSION, **asdict(self.config)}
-        return write_folder(folder, pack(fitted, arrays, result, config), FILES, overwrite)
+        files = pack(fitted, arrays, result, config)
+        return write_folder(folder, files, FILES, overwrite, keep_others)
 
 
 def load_run(folder: str | os.PathLike[str]) -> Run:
@@ -322,8 +324,9 @@ def train(
         Its paths become absolute.
     show_progress : bool, optional
     out : path, optional
-        Folder to save the run in: before the first update, every so often while it goes on, and at
-        the end.
+        Folder to save the run in: after the first update, every so often while it goes on, and at
+        the end, as `fit` has it. Where the system cannot at the end, the run is saved in a new
+        folder for temporary files, which the error names.
     overwrite : bool
         Whether a run that is there may be replaced.
     resume : Run, optional
@@ -371,26 +374,32 @@ def train(
         if held_out is not None and dataset.classes is not None:
             score = accuracy(predict(net, result.params, held_out[0], config.device), held_out[1])
         run = Run(config, result.params, result.history, result.stopped, score, result.state)
-        if out is not None:
-            run.save(out, overwrite or bool(kept))
+        first = not kept
         kept[:] = [run]
+        if out is not None:
+            run.save(out, overwrite or not first, keep_others=True)
 
-    result = fit(
-        net,
-        net.init(config.seed),
-        _loss(dataset),
-        (dataset.x, dataset.y),
-        optimizer=config.make_optimizer,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        rng=config.seed,
-        validation=held_out,
-        device=config.device,
-        show_progress=show_progress,
-        resume=before,
-        checkpoint=keep,
-        checkpoint_every=checkpoint_every,
-    )
+    try:
+        result = fit(
+            net,
+            net.init(config.seed),
+            _loss(dataset),
+            (dataset.x, dataset.y),
+            optimizer=config.make_optimizer,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            rng=config.seed,
+            validation=held_out,
+            device=config.device,
+            show_progress=show_progress,
+            resume=before,
+            checkpoint=keep,
+            checkpoint_every=checkpoint_every,
+        )
+    except UnsavedError as error:
+        beside = kept[0].save(tempfile.mkdtemp(prefix="saddlepoint-run-"))
+        what = f"to save the run, which is in {beside}"
+        raise OSError(expected(str(out), what, str(error.__cause__))) from error
     return replace(kept[0], stopped=result.stopped)
 
 

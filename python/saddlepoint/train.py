@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from . import vector
 from ._native import module
 from .data.tensors import require_safetensors
 from .errors import expected
-from .history import FILES, Fit, History, PathLike, State, checked
+from .history import FILES, Fit, History, PathLike, State, UnsavedError, checked, plain
 from .nn import BatchNorm, Layer, Loss, Parameters
 from .objective import check_params, checked_inputs
 from .optim import Adam, Optimizer, schedule
@@ -24,7 +25,7 @@ from .signals import Terminated, held
 from .store import check_folder
 from .vector import ArrayLike, Vector, float_dtype, gather, on_device
 
-__all__ = ["Fit", "History", "State", "accuracy", "fit", "predict"]
+__all__ = ["Fit", "History", "State", "UnsavedError", "accuracy", "fit", "predict"]
 
 Data = tuple[NDArray[Any], NDArray[Any]]
 
@@ -168,10 +169,11 @@ def fit(
     data : (x, y)
         (N, features) of the dtype of the parameters, and (N,) labels or (N, outputs) targets.
     optimizer : callable
-        Makes the optimizer from the flat parameters: a class of `saddlepoint.optim`, or
-        ``lambda theta: optim.SGD(theta, lr=0.1, momentum=0.9)``.
+        Makes the optimizer from the flat parameters, which it is to update: a class of
+        `saddlepoint.optim`, or ``lambda theta: optim.SGD(theta, lr=0.1, momentum=0.9)``.
     schedule : callable
-        Factor of the optimizer's rate in epoch k; see `saddlepoint.optim.schedule`.
+        Factor of the optimizer's rate in epoch k, a finite number from 0; see
+        `saddlepoint.optim.schedule`.
     epochs, batch_size : int
         Epochs in total, those before a ``resume`` included. The last batch of an epoch may be
         smaller; a rest of one row is left out where batch normalization needs two.
@@ -186,11 +188,13 @@ def fit(
         What an earlier call returned or `Fit.load` read. Training goes on from there, within an
         epoch too, with its parameters, optimizer state, rate, order of samples and history: to the
         bits of a training that nothing stopped, where the other arguments are the same. ``rng`` is
-        not asked then.
+        not asked then, and hyper-parameters are those of before: a warning names any that
+        ``optimizer`` gives otherwise.
     checkpoint : path or callable, optional
         Where to save what there is (`Fit.save`, over what was saved before), or what to call with
-        it: before the first update, after an epoch once ``checkpoint_every`` seconds have gone by,
-        and at the end.
+        it: after the first update, after an epoch once ``checkpoint_every`` seconds have gone by,
+        and at the end. Files of others that come into the folder meanwhile stay there. Where the
+        system cannot save between the first and the last, a warning says so and training goes on.
     checkpoint_every : float
         0: after every epoch.
 
@@ -206,6 +210,8 @@ def fit(
         For arguments that do not fit, before anything is done.
     OSError
         If the checkpoint could not be written there, before anything is done.
+    saddlepoint.train.UnsavedError
+        An OSError with the result as ``fit``, if the last checkpoint could not be saved.
 
     Examples
     --------
@@ -249,15 +255,21 @@ def fit(
     if not isinstance(updater, Optimizer):
         what = "a callable that makes an optimizer of saddlepoint.optim"
         raise TypeError(expected("optimizer", what, f"a {type(updater).__name__}"))
+    updated = [p for group in updater.param_groups for p in group["params"]]
+    if len(updated) != 1 or updated[0] is not model.theta:
+        raise ValueError(expected("optimizer", "one of the array it is given", "one of others"))
     if state is None:
         generator = np.random.default_rng(rng)
         state = State(0, 0, 0.0, 0.0, updater.lr, rows, batch_size, {}, {})
     else:
         _check_resumed(state, epochs, rows, batch_size)
         generator = state.make_generator()
+        given = updater.state_dict()["param_groups"]
         updater.load_state_dict(state.optimizer)
+        _warn_of_others(given, state)
     save = _saver(checkpoint)
     gradient = vector.empty_like(model.theta)
+    grads = gradient if updater._single else [gradient]
     records = _Records(None if resume is None else resume.history)
     stopped = "finished"
     # Where the epoch stands; with the generator as it began, that is all there is to know.
@@ -274,13 +286,11 @@ def fit(
         return Fit(model.params(), records.history(), why, at)
 
     steps = (epochs - done) * len(starts) - count
-    saved = time.perf_counter()
+    saved, begun = time.perf_counter(), False
     with held() as signals, progress("training", steps, show_progress) as tick:
-        if checkpoint is not None:
-            save(now("unfinished"))  # the place is taken before the work
         try:
             while done < epochs and stopped == "finished":
-                updater.lr = state.rate * schedule(done)
+                updater.lr = state.rate * _factor(schedule, done)
                 order = on_device(generator.permutation(rows), device)
                 began = time.perf_counter() - seconds
                 for begin in starts[count:]:
@@ -292,11 +302,14 @@ def fit(
                         stopped = "diverged"
                         break
                     record = (value, vector.norm(gradient), updater.lr)
-                    updater.step(gradient)
+                    updater.step(grads)
                     records.updates.append(record)
                     count += 1
                     total += value * indices.shape[0]
                     seconds = time.perf_counter() - began
+                    if checkpoint is not None and not begun:
+                        save(now("unfinished"))  # takes the place, once it is known to work
+                        saved, begun = time.perf_counter(), True
                     tick()
                     signals.deliver()
                 if stopped == "diverged":
@@ -309,7 +322,10 @@ def fit(
                 tick(0, f"loss {mean:.4f}")
                 due = checkpoint is not None and time.perf_counter() - saved >= checkpoint_every
                 if due and done < epochs and math.isfinite(vector.norm(model.theta)):
-                    save(now("unfinished"))
+                    try:
+                        save(now("unfinished"))
+                    except OSError as error:
+                        warnings.warn(f"checkpoint: {error}; training goes on", stacklevel=2)
                     saved = time.perf_counter()
                 signals.deliver()
         except KeyboardInterrupt as error:
@@ -319,7 +335,10 @@ def fit(
         if not math.isfinite(vector.norm(model.theta)):
             stopped = "diverged"
         result = now(stopped)
-        save(result)
+        try:
+            save(result)
+        except OSError as error:
+            raise UnsavedError(result, error) from error
     try:
         signals.deliver()  # what came while the last was saved
     except KeyboardInterrupt as error:
@@ -340,6 +359,29 @@ def _resumable(resume: Fit) -> State:
     return resume.state
 
 
+def _warn_of_others(given: list[dict[str, Any]], state: State) -> None:
+    """Say which hyper-parameters of an optimizer are not those that training goes on with."""
+    for new, old in zip(given, state.optimizer["param_groups"], strict=True):
+        before = {**old, "lr": state.rate}
+        others = [
+            f"{name}={before[name]!r}, not {new[name]!r}"
+            for name in new
+            if name in before and plain(new[name]) != plain(before[name])
+        ]
+        if others:
+            warnings.warn(f"resume: goes on with {', '.join(others)}", stacklevel=3)
+
+
+def _factor(schedule: schedule.Schedule, epoch: int) -> float:
+    """What a schedule says, if it is one finite number from 0."""
+    value = np.asarray(schedule(epoch))
+    if value.size == 1 and value.dtype.kind in "iuf" and 0.0 <= float(value.item()) < math.inf:
+        return float(value.item())
+    error = ValueError if value.size == 1 and value.dtype.kind in "iuf" else TypeError
+    got = f"{str(value)[:40]} for epoch {epoch}"
+    raise error(expected("schedule", "a finite number from 0", got))
+
+
 def _check_resumed(state: State, epochs: int, rows: int, batch_size: int) -> None:
     begun = state.epochs + (state.updates > 0)
     if epochs < begun:
@@ -358,7 +400,7 @@ def _saver(checkpoint: PathLike | Callable[[Fit], object] | None) -> Callable[[F
         return checkpoint
     require_safetensors()
     check_folder(checkpoint, FILES, overwrite=True)
-    return lambda fit: fit.save(checkpoint, overwrite=True)
+    return lambda fit: fit.save(checkpoint, overwrite=True, keep_others=True)
 
 
 def _scores(model: _Model, x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
