@@ -301,6 +301,10 @@ NONSENSE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "nan": ({"gradient_tolerance": np.nan}, ValueError, "gradient_tolerance: expected a finite"),
     "inf": ({"gradient_tolerance": np.inf}, ValueError, "gradient_tolerance: expected a finite"),
     "negative": ({"gradient_tolerance": -1.0}, ValueError, "gradient_tolerance: expected a finite"),
+    "word": ({"gradient_tolerance": "x"}, TypeError, "gradient_tolerance: expected a number"),
+    "list": ({"tolerance": [1]}, TypeError, "tolerance: expected a number, got list"),
+    "complex": ({"tolerance": 1j}, TypeError, "tolerance: expected a number, got complex"),
+    "k bool": ({"k": True}, TypeError, "k: expected an int, got bool"),
     "zero is": ({"tolerance": np.nan}, ValueError, "tolerance: expected a finite number from 0"),
     "k": ({"k": 0}, ValueError, "k: expected at least 1, got 0"),
     "k float": ({"k": 2.0}, TypeError, "k: expected an int, got float"),
@@ -563,6 +567,27 @@ def test_escape_steps_beyond_the_rounding_of_the_loss(c: float) -> None:
     # beside an eps of 2e-7.
     resolution = 2.0 * float(np.finfo(np.float32).eps)
     assert_allclose(way.actual_drop, c**2 / 4, rtol=0, atol=2 * resolution)
+
+
+class Island(Saddle):
+    """A saddle in a lake of NaN."""
+
+    def __init__(self, radius: float) -> None:
+        super().__init__()
+        self.radius = radius
+
+    def loss(self, theta: Array) -> float:
+        return super().loss(theta) if np.linalg.norm(theta) <= self.radius else np.nan
+
+
+def test_an_escape_never_raises_the_loss() -> None:
+    nowhere = sp.escape(Island(0.0), np.zeros(2))
+    assert (nowhere.step, nowhere.actual_drop, nowhere.loss_after) == (0.0, 0.0, 0.0)
+    assert_array_equal(nowhere.theta, np.zeros(2))
+    assert str(nowhere).startswith("No step along λ = -2 ")
+    shore = sp.escape(Island(1.0), np.zeros(2))
+    assert 0.9 < abs(shore.step) <= 1.0
+    assert_allclose(shore.actual_drop, shore.step**2)
 
 
 def test_gradient_steps_are_those_of_gradient_descent() -> None:

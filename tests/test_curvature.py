@@ -664,7 +664,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "vector": (lambda: sp.eigsh(np.ones(3)), r"H: expected shape \(n, n\)"),
     "empty": (lambda: sp.eigsh(np.ones((0, 0))), r"H: expected shape \(n, n\) with n at least 1"),
     "k": (lambda: sp.eigsh(np.eye(3), k=0), "k: expected at least 1, got 0"),
-    "tol": (lambda: sp.eigsh(np.eye(3), tol=np.nan), "tol: expected a number from 0, got nan"),
+    "tol": (
+        lambda: sp.eigsh(np.eye(3), tol=np.nan),
+        "tol: expected a finite number from 0, got nan",
+    ),
     "budget": (
         lambda: sp.eigsh(np.eye(9), k=3, max_products=5),
         "max_products: expected at least 6, got 5",
@@ -704,6 +707,18 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "objective: expected at least one parameter, got 0",
     ),
     "theta": (lambda: sp.hessian(Saddle(), np.zeros(3)), r"theta: expected shape \(2,\)"),
+    "row of products": (
+        lambda: sp.eigsh(Product(lambda v: v[None])),
+        r"H: expected products of shape \(30,\), got \(1, 30\)",
+    ),
+    "no shape": (lambda: sp.eigsh(Shaped(None)), r"H: expected shape \(n, n\) .* got None"),
+    "shape 4": (lambda: sp.eigsh(Shaped(4)), r"H: expected shape \(n, n\) .* got 4"),
+    "shape of floats": (lambda: sp.eigsh(Shaped((4.0, 4.0))), r"H: expected shape \(n, n\)"),
+    "dense(-1)": (
+        lambda: sp.hessian(Saddle(), np.zeros(2)).dense(-1),
+        "block: expected at least 1",
+    ),
+    "dense(0)": (lambda: sp.hessian(Saddle(), np.zeros(2)).dense(0), "block: expected at least"),
 }
 
 
@@ -738,6 +753,24 @@ WRONG_KIND: dict[str, tuple[Callable[[], Any], str]] = {
         "objective: expected an objective .* got Linear",
     ),
     "theta": (lambda: sp.hessian(Saddle(), [0.0, 0.0]), "theta: expected an array, got list"),
+    "theta of another dtype": (
+        lambda: sp.hessian(Handed(), np.ones(3, np.float32)),
+        "theta: expected dtype float64, got float32",
+    ),
+    "theta of integers": (
+        lambda: sp.classify(Handed(), np.ones(3, int)),
+        "theta: expected dtype float64, got int",
+    ),
+    "tol": (lambda: sp.eigsh(np.eye(3), tol="x"), "tol: expected a number, got str"),  # type: ignore[arg-type]
+    "k of bool": (lambda: sp.eigsh(np.eye(3), k=True), "k: expected an int, got bool"),
+    "dense(1.5)": (
+        lambda: sp.hessian(Saddle(), np.zeros(2)).dense(1.5),  # type: ignore[arg-type]
+        "block: expected an int, got float",
+    ),
+    "dense('x')": (
+        lambda: sp.hessian(Saddle(), np.zeros(2)).dense("x"),  # type: ignore[arg-type]
+        "block: expected an int, got str",
+    ),
 }
 
 
@@ -760,6 +793,111 @@ class Product:
 
     def __matmul__(self, v: Array) -> Any:
         return self.f(v)
+
+
+class Shaped:
+    """An operator that says of its shape what it likes."""
+
+    dtype = np.dtype(np.float64)
+
+    def __init__(self, shape: Any) -> None:
+        self.shape = shape
+
+    def __matmul__(self, v: Array) -> Array:
+        return v
+
+
+@dataclass
+class Handed:
+    """½θᵀAθ of somebody else's, whose products and gradients come in a form of their own."""
+
+    of_product: Callable[[Array], Any] = np.asarray
+    of_gradient: Callable[[Array], Any] = np.asarray
+    matrix: Any = None
+    device = "cpu"
+    dtype = np.dtype(np.float64)
+
+    def __post_init__(self) -> None:
+        self.matrix = np.diag([1.0, 2.0, -3.0]) if self.matrix is None else self.matrix
+        self.size = len(self.matrix)
+
+    def loss(self, theta: Array) -> float:
+        return float(0.5 * theta @ self.matrix @ theta)
+
+    def gradient(self, theta: Array) -> Any:
+        return self.of_gradient(self.matrix @ theta)
+
+    def linearize(self, theta: Array) -> Any:
+        return At(self, self.loss(theta), self.gradient(theta))
+
+
+@dataclass
+class At:
+    of: Handed
+    loss: float
+    gradient: Any
+
+    def hvp(self, v: Array) -> Any:
+        return self.of.of_product(self.of.matrix @ v)
+
+
+SHAPES: dict[str, Callable[[Array], Any]] = {
+    "scalar": lambda v: 3.0,
+    "in a row": lambda v: v[None],
+    "transposed": lambda v: v[:, None].T if v.ndim == 1 else np.vstack([v, v]).T,
+    "short": lambda v: v[:-1],
+    "columns": lambda v: v[:, None],
+}
+USES: dict[str, Callable[[Any, Array], Any]] = {
+    "dense": lambda o, theta: sp.hessian(o, theta).dense(),
+    "product": lambda o, theta: sp.hessian(o, theta) @ theta,
+    "verify": lambda o, theta: sp.hessian(o, theta).verify(),
+    "classify": sp.classify,
+    "classify by Lanczos": lambda o, theta: sp.classify(o, theta, exact=False),
+    "escape": sp.escape,
+    "eigsh": lambda o, theta: sp.eigsh(sp.hessian(o, theta)),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)
+def test_products_and_gradients_of_another_shape_are_named(
+    change: Callable[[Array], Any], use: Callable[[Any, Array], Any]
+) -> None:
+    with pytest.raises(ValueError, match=r"^H: expected products of shape \(3,( 3)?\), got \("):
+        use(Handed(of_product=change), np.ones(3))
+    with pytest.raises(ValueError, match=r"^gradient: expected shape \(3,\), got \("):
+        use(Handed(of_gradient=change), np.ones(3))
+
+
+@pytest.mark.parametrize("v", [np.ones(2), np.ones((2, 3)), np.ones((3, 1, 1)), np.float64(1.0)])
+def test_directions_of_another_shape_are_named(v: Any) -> None:
+    with pytest.raises(ValueError, match=r"^v: expected shape \(3,\) or \(3, k\), got \("):
+        sp.hessian(Handed(np.ones_like), np.ones(3)).matvec(v)
+
+
+@pytest.mark.parametrize("gradient_too", [False, True])
+def test_products_in_float32_are_held_to_its_rounding(gradient_too: bool) -> None:
+    def single(v: Array) -> Array:
+        return v.astype(np.float32)
+
+    matrix = planted(spectrum("random", 30))
+    right = Handed(single, single if gradient_too else np.asarray, matrix)
+    theta = np.random.default_rng(0).standard_normal(30)
+    found = sp.hessian(right, theta).verify()
+    assert found.verdict == "verified", str(found)
+    assert found.tolerances["symmetry"] == 1000.0 * np.finfo(np.float32).eps
+    pairs = sp.eigsh(sp.hessian(right, theta), k=4)
+    assert pairs.converged
+    assert_allclose(pairs.values, sp.eigsh(matrix, k=4).values, rtol=1e-5)
+    wrong = Handed(lambda v: single(1.01 * v), right.of_gradient, matrix)
+    assert sp.hessian(wrong, theta).verify().verdict == "not the Hessian"
+
+
+def test_integer_products_that_round_to_nothing_are_no_operator() -> None:
+    products = iter([0, 1])
+    with pytest.raises(ValueError, match=r"^H: expected a symmetric operator, got .* ‖Hv‖ = 0"):
+        sp.eigsh(Product(lambda v: np.full(30, next(products))))
 
 
 def foreign(matrix: Array) -> dict[str, Callable[[Array], Any]]:

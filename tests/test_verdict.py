@@ -259,7 +259,7 @@ def test_the_command_says_diverged_and_exits_with_1(
         assert "slope to follow" not in out
         assert (tmp_path / name / "index.html").is_file()
     main_exits(2, "analyze", str(tmp_path / "up"), "--max-products", "0")
-    assert "max_products: expected at least 8, got 0" in capsys.readouterr().err
+    assert "max_products: expected at least 1, got 0" in capsys.readouterr().err
     main_exits(2, "analyze", str(tmp_path / "up"), "--samples", "1")
     assert "samples: expected at least 2, got 1" in capsys.readouterr().err
 

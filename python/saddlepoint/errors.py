@@ -6,10 +6,12 @@ below for what the built-in exceptions do not name.
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from operator import index
 from typing import Any
 
-__all__ = ["DeviceError", "FileFormatError", "count", "expected"]
+__all__ = ["DeviceError", "FileFormatError", "count", "expected", "number_from_0"]
 
 
 class DeviceError(RuntimeError):
@@ -28,9 +30,21 @@ def expected(name: str, what: object, got: object) -> str:
 def count(name: str, value: Any, least: int) -> int:
     """``value`` if it is an integer, of Python or NumPy, of at least ``least``."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         whole = index(value)
     except TypeError:
         raise TypeError(expected(name, "an int", type(value).__name__)) from None
     if whole < least:
         raise ValueError(expected(name, f"at least {least}", value))
     return whole
+
+
+def number_from_0(name: str, value: Any) -> float:
+    """``value`` as a float if it is a finite real number, of Python or NumPy, of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(expected(name, "a number", type(value).__name__))
+    number = float(value)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(expected(name, "a finite number from 0", value))
+    return number

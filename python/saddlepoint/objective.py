@@ -13,7 +13,17 @@ from numpy.typing import DTypeLike, NDArray
 from ._native import module
 from .errors import expected
 from .nn import BatchNorm, Layer, Loss, Parameters
-from .vector import ArrayLike, Vector, copy, dot, empty_like, float_dtype, gather, on_device
+from .vector import (
+    ArrayLike,
+    Vector,
+    check_directions,
+    copy,
+    dot,
+    empty_like,
+    float_dtype,
+    gather,
+    on_device,
+)
 
 __all__ = ["Linearization", "NetworkObjective", "Objective"]
 
@@ -50,8 +60,23 @@ def check_point(objective: Any, theta: Any) -> None:
     if not isinstance(objective, Objective):
         what = "an objective (size, loss, gradient, linearize), and theta after it"
         raise TypeError(expected("objective", what, type(objective).__name__))
+    _check_theta(theta, objective)
+
+
+def _check_theta(theta: Any, objective: Any) -> None:
+    """Raise unless this is an (n,) array of an objective's dtype."""
     if not (hasattr(theta, "shape") and hasattr(theta, "dtype")):
         raise TypeError(expected("theta", "an array", type(theta).__name__))
+    wanted, got = _dtype_name(objective.dtype), _dtype_name(theta.dtype)
+    if wanted != got:
+        raise TypeError(expected("theta", f"dtype {wanted}", got))
+    if tuple(theta.shape) != (objective.size,):
+        raise ValueError(expected("theta", f"shape ({objective.size},)", tuple(theta.shape)))
+
+
+def _dtype_name(dtype: Any) -> str:
+    name = str(dtype)
+    return name.removeprefix("torch.") if name.startswith("torch.") else np.dtype(dtype).name
 
 
 @dataclass(frozen=True)
@@ -211,11 +236,7 @@ class NetworkObjective:
 
     def check_theta(self, theta: ArrayLike) -> None:
         """Raise unless ``theta`` is an (n,) array of this objective's dtype."""
-        name = str(getattr(theta, "dtype", type(theta).__name__)).removeprefix("torch.")
-        if name != self.dtype.name:
-            raise TypeError(expected("theta", f"dtype {self.dtype}", name))
-        if tuple(theta.shape) != (self.size,):
-            raise ValueError(expected("theta", f"shape ({self.size},)", tuple(theta.shape)))
+        _check_theta(theta, self)
 
     def astype(self, dtype: DTypeLike) -> NetworkObjective:
         """The same objective in another precision, on copies of the data."""
@@ -311,9 +332,7 @@ class NetworkLinearization:
         TypeError, ValueError
             For another dtype or shape.
         """
-        n = self._objective.size
-        if len(v.shape) not in (1, 2) or v.shape[0] != n:
-            raise ValueError(expected("v", f"shape ({n},) or ({n}, k)", tuple(v.shape)))
+        check_directions(v, self._objective.size)
         # The core wants each direction contiguous: free in Fortran order.
         rows = v if len(v.shape) == 1 else v.T
         if isinstance(rows, np.ndarray):

@@ -199,6 +199,12 @@ class Vector:
         return f"Vector(shape={self.shape}, dtype={self.dtype}, device={self.device!r})"
 
 
+def check_directions(v: Any, n: int) -> None:
+    """Raise unless this is one direction (n,), or a block (n, k) of them."""
+    if len(v.shape) not in (1, 2) or v.shape[0] != n:
+        raise ValueError(expected("v", f"shape ({n},) or ({n}, k)", tuple(v.shape)))
+
+
 def on_device(x: NDArray[Any], device: str) -> ArrayLike:
     """``x`` itself on the CPU, a copy of it elsewhere."""
     return x if device == "cpu" else Vector._from_host(x, device)
@@ -245,12 +251,19 @@ def copy(x: ArrayLike) -> ArrayLike:
     return x.copy()
 
 
-def owned(x: Any, like: ArrayLike, name: str) -> ArrayLike:
+def owned(x: Any, like: ArrayLike, name: str, shape: tuple[int, ...], of: str = "") -> ArrayLike:
     """A copy of what foreign code returned, of the kind, dtype and device of ``like``.
 
     As SciPy has it, ``x`` may be any array: read-only, of another precision, an argument handed
-    back, or memory that its maker goes on writing to.
+    back, or memory that its maker goes on writing to. Only its shape is fixed; ``of`` says of what.
     """
+    result = _owned(x, like, name)
+    if tuple(result.shape) != shape:
+        raise ValueError(expected(name, f"{of}shape {shape}", tuple(result.shape)))
+    return result
+
+
+def _owned(x: Any, like: ArrayLike, name: str) -> ArrayLike:
     if isinstance(like, Vector) or isinstance(x, Vector):
         if not (isinstance(x, Vector) and x.dtype == getattr(like, "dtype", None)):
             kind = f"a Vector of {like.dtype}" if isinstance(like, Vector) else "an array"
@@ -266,6 +279,14 @@ def owned(x: Any, like: ArrayLike, name: str) -> ArrayLike:
     if host.dtype.kind not in "fiub":
         raise TypeError(expected(name, "real numbers", f"dtype {host.dtype}"))
     return np.array(host, like.dtype)
+
+
+_EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}
+
+
+def rounding(x: Any, least: float) -> float:
+    """eps of what foreign code returned, where that is coarser than ``least``."""
+    return max(_EPS.get(str(getattr(x, "dtype", "")).removeprefix("torch."), 0.0), least)
 
 
 def empty_like(x: ArrayLike, shape: int | tuple[int, ...] | None = None) -> ArrayLike:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..curvature import HessianOperator, eigsh, hessian
-from ..errors import count, expected
+from ..errors import count, expected, number_from_0
 from ..objective import Objective
 from ..vector import ArrayLike, axpy, copy, dot, gather, norm, scale
 
@@ -131,9 +131,10 @@ def classify(
     Raises
     ------
     TypeError
-        For what is no objective, or no int.
+        For what is no objective, no int, or a tolerance that is no number.
     ValueError
-        For a loss, gradient or Hessian that is not finite, or a tolerance that is no number from 0.
+        For a loss, gradient or Hessian that is not finite, or a tolerance that is not
+        finite or below 0.
 
     Notes
     -----
@@ -149,17 +150,17 @@ def classify(
     'saddle'
     """
     for name, value in (("gradient_tolerance", gradient_tolerance), ("tolerance", tolerance)):
-        if value is not None and not 0.0 <= value < math.inf:
-            raise ValueError(expected(name, "a finite number from 0", value))
+        if value is not None:
+            number_from_0(name, value)
     k = max(count("k", k, 1), 2)
     if max_products is not None:
         count("max_products", max_products, 1)
     H, gradient_norm = finite_hessian(objective, theta)
-    eps = float(np.finfo(H.dtype).eps)
     exact = H.shape[0] <= _EXACT_UP_TO if exact is None else exact
     values, residuals, directions, converged = (
-        _all_eigenvalues(H, eps) if exact else _ends(H, k, max_products, rng, show_progress)
+        _all_eigenvalues(H) if exact else _ends(H, k, max_products, rng, show_progress)
     )
+    eps = H.eps
     low, high = float(values[0]), float(values[-1])
     largest = max(abs(low), abs(high))
     if gradient_tolerance is None:
@@ -208,7 +209,7 @@ def finite_hessian(objective: Objective, theta: ArrayLike) -> tuple[HessianOpera
 _Spectrum = tuple[NDArray[np.float64], NDArray[np.float64], tuple[NDArray[Any], NDArray[Any]], bool]
 
 
-def _all_eigenvalues(H: HessianOperator, eps: float) -> _Spectrum:
+def _all_eigenvalues(H: HessianOperator) -> _Spectrum:
     """Dense: the error bound is what rounding and the products' asymmetry leave."""
     dense = H.dense()
     if not np.isfinite(dense).all():
@@ -216,7 +217,7 @@ def _all_eigenvalues(H: HessianOperator, eps: float) -> _Spectrum:
     symmetric = 0.5 * (dense + dense.T)
     values, vectors = np.linalg.eigh(symmetric)
     asymmetry = float(np.linalg.norm(dense - symmetric, 2))
-    rounding = eps * H.shape[0] ** 0.5 * float(np.abs(values).max())
+    rounding = H.eps * H.shape[0] ** 0.5 * float(np.abs(values).max())
     bounds = np.full(len(values), asymmetry + rounding)
     return values, bounds, (vectors[:, 0].copy(), vectors[:, -1].copy()), True
 

@@ -36,7 +36,7 @@ class Escape:
     gradient : float
         gᵀu, the slope at the start.
     step : float
-        Signed length s.
+        Signed length s; 0 where no step was found to lower the loss.
     loss_before, loss_after, actual_drop : float
     predicted_drop : float
         ½|λ|s² − s gᵀu, of the quadratic model.
@@ -76,6 +76,11 @@ class Escape:
         return far / math.log1p(lr * curvature)
 
     def __str__(self) -> str:
+        if self.step == 0.0:
+            return (
+                f"No step along λ = {self.eigenvalue:.3g} ± {self.residual:.1g} was found to lower "
+                f"the loss from {self.loss_before:.6g}."
+            )
         return (
             f"Escaped along λ = {self.eigenvalue:.3g} ± {self.residual:.1g}: a step of "
             f"{self.step:.3g} took the loss from {self.loss_before:.6g} to {self.loss_after:.6g} "
@@ -183,7 +188,7 @@ def escape(
 def gradient_drop(objective: Objective, theta: ArrayLike) -> float:
     """How far the loss falls along −g, by a line search on the true loss; from 0."""
     here = float(objective.loss(theta))
-    u = owned(objective.gradient(theta), theta, "gradient")
+    u = owned(objective.gradient(theta), theta, "gradient", (objective.size,))
     slope = norm(u)
     if slope == 0.0:
         return 0.0
@@ -214,7 +219,10 @@ class _Line:
 
 
 def _line_search(loss: Callable[[float], float], first: float) -> float:
-    """The signed step at which the loss is least, in the direction in which it falls more."""
+    """The signed step at which the loss is least, in the direction in which it falls more.
+
+    0 where none that was tried has a lower loss: the loss around is not finite, say.
+    """
     sign = 1.0 if loss(first) <= loss(-first) else -1.0
     far = first
     while loss(sign * 4.0 * far) < loss(sign * far) and far < 1e12:
@@ -228,4 +236,4 @@ def _line_search(loss: Callable[[float], float], first: float) -> float:
         else:
             low, a = a, b
             b = low + _GOLDEN * (high - low)
-    return sign * 0.5 * (low + high)
+    return min((sign * 0.5 * (low + high), sign * far, 0.0), key=loss)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import expected
+from ..errors import count, expected
 from ..objective import Linearization, Objective, check_point
 from ..vector import (
     ArrayLike,
     axpy,
+    check_directions,
     copy,
     dot,
     gather,
@@ -22,6 +23,7 @@ from ..vector import (
     norm,
     owned,
     random,
+    rounding,
     scale,
 )
 
@@ -127,6 +129,8 @@ class HessianOperator:
     gradient : (n,) array
     products : int
         Directions multiplied so far.
+    eps : float
+        Rounding of the products: that of ``dtype``, or of a coarser one that they came in.
     """
 
     def __init__(self, objective: Objective, theta: ArrayLike) -> None:
@@ -137,9 +141,11 @@ class HessianOperator:
         self.theta = copy(theta)
         self._linearization: Linearization = objective.linearize(self.theta)
         self.loss = float(self._linearization.loss)
-        self.gradient = owned(self._linearization.gradient, self.theta, "gradient")
-        self.shape = (objective.size, objective.size)
+        n = objective.size
+        self.gradient = owned(self._linearization.gradient, self.theta, "gradient", (n,))
+        self.shape = (n, n)
         self.dtype = objective.dtype
+        self.eps = float(np.finfo(self.dtype).eps)
         self.products = 0
         self._nearby = False  # made to verify another
 
@@ -154,16 +160,19 @@ class HessianOperator:
         return self._product(v, int(v.shape[1]))
 
     def _product(self, v: ArrayLike, directions: int) -> ArrayLike:
+        check_directions(v, self.shape[0])
+        product = self._linearization.hvp(v)
         with _counting:
             self.products += directions
-        return owned(self._linearization.hvp(v), self.theta, "H")
+            self.eps = rounding(product, self.eps)
+        return owned(product, self.theta, "H", tuple(v.shape), "products of ")
 
     def __matmul__(self, v: ArrayLike) -> ArrayLike:
         return self.matvec(v) if len(v.shape) == 1 else self.matmat(v)
 
     def dense(self, block: int = 64) -> NDArray[Any]:
         """H as an (n, n) host array in float64, from ``block`` products at a time."""
-        n = self.shape[0]
+        n, block = self.shape[0], count("block", block, 1)
         result = np.empty((n, n))
         for begin in range(0, n, block):
             columns = np.arange(begin, min(begin + block, n))
@@ -207,19 +216,22 @@ class HessianOperator:
         eps = float(np.finfo(objective.dtype).eps)
 
         def gradient(s: float) -> NDArray[np.float64]:
+            nonlocal eps
             moved = copy(theta)
             axpy(s, v, moved)
-            return gather(owned(objective.gradient(moved), theta, "gradient")).astype(np.float64)
+            found = objective.gradient(moved)
+            eps = rounding(found, eps)
+            return gather(owned(found, theta, "gradient", self.shape[:1])).astype(np.float64)
 
         here = gradient(0.0)
         # A ReLU within rounding of its kink may take another side in float32: that costs the
         # gradient some digits, and products two more.
         lost = _length(gather(self.gradient) - here) / (_length(here) or 1.0)
-        own = max(1000.0 * float(np.finfo(self.dtype).eps), min(100.0 * lost, 5e-3))
+        own = max(1000.0 * self.eps, min(100.0 * lost, 5e-3))
         tolerance = 100.0 * eps ** (2 / 3) + own
         both, ahead, behind = (_Quotients(product) for _ in range(3))
-        first, count = eps ** (1 / 3) * max(1.0, norm(theta)), 1 - int(math.log(eps, 8.0) / 3.0)
-        steps = [first / 8.0**i for i in range(count)]
+        first, many = eps ** (1 / 3) * max(1.0, norm(theta)), 1 - int(math.log(eps, 8.0) / 3.0)
+        steps = [first / 8.0**i for i in range(many)]
         jumps = []  # of the derivative at θ, between its two sides
         for h in steps:
             plus, minus = gradient(h), gradient(-h)
@@ -291,7 +303,7 @@ class HessianOperator:
         floor = norm(hv) or 1.0
         axpy(-1.0, hv, again)
         verdict, error, tolerance, step = self._against_differences(v, hv)
-        exact = 1000.0 * float(np.finfo(self.dtype).eps)
+        exact = 1000.0 * self.eps
         symmetry, repeatability = abs(dot(u, hv) - dot(v, hu)) / floor, norm(again) / floor
         if not (symmetry <= exact and repeatability <= exact):
             verdict = "not the Hessian"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import count, expected
+from ..errors import count, expected, number_from_0
 from ..progress import progress
-from ..vector import ArrayLike, axpy, copy, dot, norm, owned, random, scale
+from ..vector import ArrayLike, axpy, copy, dot, norm, owned, random, rounding, scale
 from .hessian import HessianOperator
 
 __all__ = ["Eigenpairs", "eigsh"]
@@ -91,9 +91,11 @@ class _Operator:
         if not all(hasattr(H, name) for name in ("shape", "dtype", "__matmul__")):
             what = "a matrix or an operator with shape, dtype and H @ v"
             raise TypeError(expected("H", what, type(H).__name__))
-        self.size = n = int(H.shape[0]) if len(H.shape) == 2 else 0
-        if n < 1 or H.shape[1] != n:
-            raise ValueError(expected("H", "shape (n, n) with n at least 1", tuple(H.shape)))
+        shape = tuple(H.shape) if isinstance(H.shape, (tuple, list)) else H.shape
+        square = isinstance(shape, tuple) and len(shape) == 2 and shape[0] == shape[1]
+        if not (square and isinstance(shape[0], (int, np.integer)) and shape[0] >= 1):
+            raise ValueError(expected("H", "shape (n, n) with n at least 1", shape))
+        self.size = n = int(shape[0])
         name = str(H.dtype).removeprefix("torch.")
         if name.startswith(("int", "uint", "bool")):  # float64, as SciPy has it
             name = "float64"
@@ -126,15 +128,13 @@ class _Operator:
     def __call__(self, v: ArrayLike) -> ArrayLike:
         given = self._H @ v
         self.products += 1
-        w = owned(given, self.like, "H")
-        if math.prod(w.shape) != self.size:
-            raise ValueError(expected("H", f"products of shape ({self.size},)", tuple(w.shape)))
-        if len(w.shape) != 1:
-            w = w.reshape(self.size)
+        n = self.size
+        column = hasattr(given, "reshape") and tuple(given.shape) == (n, 1)  # as SciPy has it
+        w = owned(given.reshape(n) if column else given, self.like, "H", (n,), "products of ")
         if not np.isfinite(norm(w)):
             raise ValueError(expected("H", "finite products", "NaN or infinity"))
-        if str(getattr(given, "dtype", "")).endswith("float32"):  # whatever H.dtype says
-            self.eps = float(np.finfo(np.float32).eps)
+        # Whatever H.dtype says; a HessianOperator knows what its own came in.
+        self.eps = rounding(given, max(self.eps, getattr(self._H, "eps", 0.0)))
         return w
 
     def check(self, v: ArrayLike, hv: ArrayLike, u: ArrayLike) -> None:
@@ -149,7 +149,7 @@ class _Operator:
         hu = self(u)
         apart = abs(dot(u, hv) - dot(v, hu))
         if not apart <= 1000.0 * self.eps * max(size, norm(hu)):
-            got = f"uᵀHv and vᵀHu that differ by {apart / size:.1e} ‖Hv‖"
+            got = f"uᵀHv and vᵀHu that differ by {apart:.1e}, for ‖Hv‖ = {size:.1e}"
             raise ValueError(expected("H", "a symmetric operator", got))
 
 
@@ -285,7 +285,8 @@ def eigsh(
     Raises
     ------
     TypeError
-        For what is no matrix or operator of real numbers, or a k or max_products that is no int.
+        For what is no matrix or operator of real numbers, a k or max_products that is no int, or a
+        tol that is no number.
     ValueError
         For another shape, k below 1, a budget too small, a matrix that is not symmetric, or
         products that are not finite or below the normal range of the dtype.
@@ -315,8 +316,8 @@ def eigsh(
     k = min(count("k", k, 1), n)
     if which not in ("LA", "SA", "BE", "LM"):
         raise ValueError(expected("which", "'LA', 'SA', 'BE' or 'LM'", repr(which)))
-    if tol is not None and not 0.0 <= tol < math.inf:
-        raise ValueError(expected("tol", "a number from 0", tol))
+    if tol is not None:
+        tol = number_from_0("tol", tol)
     besides = k + operator.probes
     if max_products is not None:
         count("max_products", max_products, k + besides)
