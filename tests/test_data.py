@@ -559,6 +559,9 @@ NAMED = [f"{a},{b},{w}" for (a, b), w in zip(FEATURES, WORDS, strict=True)]
 READ: dict[str, tuple[str, dict[str, Any], Array]] = {
     "a header of numbers": (frame("0,1,2,3", WIDE), {}, WIDE_X),
     "a short header of numbers": (frame("0,1,2", PLAIN), {"header": True}, FEATURES),
+    "a name beside numbers": (frame("label,0,1", FIRST), {}, FEATURES),
+    "a name beside years": (frame("label,2020,2021", FIRST), {}, FEATURES),
+    "names and numbers": (frame("label,1,x", FIRST), {"header": True}, FEATURES),
     "no header": ("\n".join(PLAIN), {"header": False}, FEATURES),
     "pandas' index": (frame(",a,b,label", NUMBERED), {}, FEATURES),
     "pandas' index over numbers": (frame(",0,1,2", NUMBERED), {}, FEATURES),
@@ -623,7 +626,21 @@ def test_guesses_are_said(tmp_path: Path) -> None:
     assert told.notes == ()
 
 
-MISSING = ["", "?", "NA", "nan", " N/A ", "NULL"]
+MISSING = [
+    "",
+    "?",
+    "NA",
+    "nan",
+    " N/A ",
+    "NULL",
+    "-",
+    ".",
+    "None",
+    "#N/A",
+    "n.a.",
+    "nil",
+    "missing",
+]
 
 
 @pytest.mark.parametrize("cell", MISSING)
@@ -647,6 +664,14 @@ def test_a_missing_cell_is_an_error_on_every_line(
     [
         (frame("0,1,2", PLAIN), {}, "header=True or header=False, .* got 0, 1, 2"),
         (frame("1,2,3,4,5", [f"{r},1" for r in WIDE]), {}, "header=True or header=False"),
+        (
+            frame("0.5,7.O,1", PLAIN),
+            {},
+            r"header=True or header=False, .* got '7\.O' on line 1, column 2 of 3",
+        ),
+        (frame("\ny,3,1", FIRST), {}, "header=True or .* got 'y' on line 2, column 1 of 3"),
+        (frame("5,x", ["1,0", "2,1"]), {}, "header=True or .* got 'x' on line 1, column 2 of 2"),
+        (frame("0.5,7.O,1", PLAIN), {"header": False}, r"'7\.O' on line 1, column 2 of 3"),
         ("1,0.5\n0,0.25\n", {}, r"in the last column \(label= .* label=0 for the first\), got 0.5"),
         ("1.5,0.5\n0,0.25\n", {}, r"in the last column \(label= names another or targets\)"),
         (frame("class,a,y", PLAIN), {}, "label= to name the column, got a header with class, y"),

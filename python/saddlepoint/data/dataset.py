@@ -169,7 +169,7 @@ def load(
           ``y_test`` for a test part. Float ``y`` are targets. Pickled objects are never loaded.
         - ``*.csv`` or ``*.csv.gz``: numbers, cells quoted or not, one column the label: an integer,
           or a word, whose classes are numbered in alphabetical order. Blank lines are ignored; a
-          missing cell (empty, ``?``, ``NA``, ``nan``, …) is an error.
+          missing cell (empty, ``?``, ``-``, ``NA``, ``None``, …) is an error.
     dtype
         float32 or float64.
     label
@@ -177,8 +177,9 @@ def load(
         or words, else targets. A sequence of columns is targets. None: the one column that a header
         calls label, class, target or y, else the last, which then has to hold labels.
     header
-        Whether the first line of a CSV names the columns. None: if it has a word where other lines
+        Whether the first line of a CSV names the columns. None: if it has words where other lines
         have numbers, or if it alone counts 0, 1, 2, … over four columns or more, as pandas does.
+        One with numbers beside such words raises, unless they count up by one (``label,0,1,2``).
     index
         Column of a CSV that only numbers the rows, and is left out; True is the first, False none.
         None: the first, if the header has no name for it and it holds different numbers.

@@ -29,7 +29,7 @@ Column = str | int
 Record = tuple[int, list[str]]  # the line that it ends on, and its cells
 
 _LABEL_NAMES = ("label", "class", "target", "y")
-_MISSING = {"", "?", "na", "n/a", "nan", "null", "<na>"}
+_MISSING = {"", *"? - . na n/a n.a. #n/a <na> nan null nil none missing".split()}
 _SEPARATORS = ",;\t"
 _SAMPLE = 20  # lines that guesses are made from
 _BLANKS = 1 << 16  # lines that may stand before them and between them
@@ -150,7 +150,7 @@ class _Reader:
             raise self.fault("at least one row of numbers", "none")
         header = self.asked.header
         if header is None:
-            header = self._has_header([cells for _, cells in sample])
+            header = self._has_header(sample)
             if header:
                 self.notes.append("the first line is a header")
         begin = 0
@@ -197,8 +197,8 @@ class _Reader:
             self.notes.append(f"the separator is {'a tab' if best == chr(9) else best!r}")
         return best
 
-    def _has_header(self, rows: list[list[str]]) -> bool:
-        first, others = rows[0], rows[1:]
+    def _has_header(self, sample: list[Record]) -> bool:
+        (line, first), others = sample[0], [cells for _, cells in sample[1:]]
         kinds = [_kind(cell) for cell in first]
         if kinds[0] == "missing" and _counts(first[1:]) == 0:
             return True  # pandas' index beside numbered columns
@@ -206,11 +206,21 @@ class _Reader:
             if not others:
                 return set(kinds) == {"word"}
             # A word above numbers names its column; one above words may be a label.
-            return any(
-                kind == "word" and j < len(row) and _kind(row[j]) == "number"
-                for row in others
+            below = {
+                j: [_kind(row[j]) for row in others if j < len(row)]
                 for j, kind in enumerate(kinds)
-            )
+                if kind == "word"
+            }
+            names = [j for j, found in below.items() if "number" in found]
+            rest = [cell for cell, kind in zip(first, kinds, strict=True) if kind != "word"]
+            if not names or not {"number", "infinite"} & {*kinds}:
+                return bool(names)
+            steady = all({*found} == {"number"} for found in below.values())
+            if steady and _counts(rest) is not None:
+                return True  # a named column beside numbered ones
+            what = "header=True or header=False, for a first line of numbers and a word above some"
+            at = f"line {line}, column {names[0] + 1} of {len(first)}"
+            raise self.fault(what, f"{first[names[0]].strip()[:40]!r} on {at}")
         start = _counts(first)
         if start is None or any(_counts(row) is not None for row in others):
             return False
