@@ -29,7 +29,9 @@ Column = str | int
 Record = tuple[int, list[str]]  # the line that it ends on, and its cells
 
 _LABEL_NAMES = ("label", "class", "target", "y")
-_MISSING = {"", *"? - . na n/a n.a. #n/a <na> nan null nil none missing".split()}
+_MISSING = {
+    "", "?", "-", ".", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "null", "nil", "none", "missing",
+}  # fmt: skip
 _SEPARATORS = ",;\t"
 _SAMPLE = 20  # lines that guesses are made from
 _BLANKS = 1 << 16  # lines that may stand before them and between them
