@@ -152,6 +152,24 @@ def test_a_number_beyond_floats_is_refused(name: str) -> None:
         Config(**{"optimizer": "sgd", name: 10**400})
 
 
+def test_other_rows_under_the_same_name_are_noticed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = np.column_stack([rng.standard_normal((40, 2)), np.arange(40) % 2])
+    path = tmp_path / "a.csv"
+    np.savetxt(path, table, delimiter=",", fmt=["%.6f", "%.6f", "%d"])
+    config = Config(data=str(path), layers=(2, 4, 2), epochs=1)
+    saved = load_run(train(config, False).save(tmp_path / "run"))
+    train(replace(config, epochs=2), False, resume=saved)
+    runs.analyze(saved)
+    table[7, 0] += 1.0
+    np.savetxt(path, table, delimiter=",", fmt=["%.6f", "%.6f", "%d"])
+    with pytest.raises(ValueError, match=r"a\.csv: expected the training rows of before .* others"):
+        train(replace(config, epochs=2), False, resume=saved)
+    with pytest.raises(ValueError, match=r"a\.csv: expected the training rows of before .* others"):
+        runs.analyze(saved)
+    runs.analyze(replace(saved, data=None))  # a run of before there was a digest
+
+
 def test_overwriting_leaves_nothing_of_the_older_run(run: Run, tmp_path: Path) -> None:
     path = run.save(tmp_path / "run")
     (path / "index.html").write_text("the page of the older run")

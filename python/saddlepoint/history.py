@@ -29,6 +29,7 @@ __all__ = [
     "Unpacked",
     "UnsavedError",
     "checked",
+    "digest",
     "pack",
     "plain",
     "unpack",
@@ -371,19 +372,19 @@ def pack(
         files["config.json"] = dump_json(plain(config))
     if fit.state is not None:
         files |= fit.state.pack()
-    marks = {"format": "saddlepoint", "version": str(VERSION), "sha256": _digest(files, arrays)}
+    marks = {"format": "saddlepoint", "version": str(VERSION), "sha256": digest(files, arrays)}
     files["parameters.safetensors"] = safetensors_bytes(arrays, marks)
     return files
 
 
-def _digest(files: Mapping[str, bytes], arrays: Mapping[str, Array]) -> str:
+def digest(files: Mapping[str, bytes], arrays: Mapping[str, Array]) -> str:
     """Of everything that a folder keeps: files of two trainings never pass for one."""
     total = hashlib.sha256()
     for name, content in sorted(files.items()):
         total.update(f"{name} {len(content)}\n".encode() + content)
     for name, values in sorted(arrays.items()):
         total.update(f"{name} {values.dtype} {values.shape}\n".encode())
-        total.update(np.ascontiguousarray(values).tobytes())
+        total.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
     return total.hexdigest()
 
 
@@ -395,6 +396,7 @@ class Unpacked:
     history: History
     stopped: str
     test_accuracy: float
+    data: str | None
     state: State | None
     config: dict[str, Any] | None
     folder: Path
@@ -437,6 +439,9 @@ def unpack(folder: Path) -> Unpacked:
         accuracy = _spelled("test_accuracy", saved.get("test_accuracy"))
         if not (math.isnan(accuracy) or 0 <= accuracy <= 1):
             raise ValueError(expected("test_accuracy", "a share or null", accuracy))
+        data = saved.get("data")
+        if data is not None:
+            checked("data", data, str)
     except (TypeError, ValueError, OverflowError) as error:
         raise FileFormatError(f"{path}: {error}") from None
     for name, values in arrays.items():
@@ -448,8 +453,8 @@ def unpack(folder: Path) -> Unpacked:
     if "state.json" in files and "state.safetensors" in files:
         state = State.unpack(files, folder)
     dated = "sha256" in marks or any(version is not None for version in written)
-    whole = not dated or marks.get("sha256") == _digest(files, arrays)
-    return Unpacked(arrays, history, stopped, accuracy, state, config, folder, whole)
+    whole = not dated or marks.get("sha256") == digest(files, arrays)
+    return Unpacked(arrays, history, stopped, accuracy, data, state, config, folder, whole)
 
 
 def _read_files(folder: Path) -> dict[str, bytes]:

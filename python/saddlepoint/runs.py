@@ -25,7 +25,18 @@ from .data import MAX_BYTES, Dataset
 from .data.tables import Column, Layout
 from .data.tensors import require_safetensors
 from .errors import FileFormatError, count, expected
-from .history import FILES, VERSION, Fit, History, State, UnsavedError, checked, pack, unpack
+from .history import (
+    FILES,
+    VERSION,
+    Fit,
+    History,
+    State,
+    UnsavedError,
+    checked,
+    digest,
+    pack,
+    unpack,
+)
 from .nn import (
     BatchNorm,
     CrossEntropy,
@@ -218,6 +229,8 @@ class Run:
         Share of the test rows; NaN without a test part or labels.
     state : State or None
         What ``train(..., resume=)`` takes up.
+    data : str or None
+        SHA-256 of the training rows, by which others are noticed.
     """
 
     config: Config
@@ -226,6 +239,7 @@ class Run:
     stopped: str
     test_accuracy: float
     state: State | None = None
+    data: str | None = None
 
     def save(
         self, folder: str | os.PathLike[str], overwrite: bool = False, keep_others: bool = False
@@ -248,7 +262,7 @@ class Run:
             **net.unflatten_buffers(self.params.buffers),
         }
         fitted = Fit(self.params, self.history, self.stopped, self.state)
-        result = {"test_accuracy": number(self.test_accuracy)}
+        result = {"test_accuracy": number(self.test_accuracy), "data": self.data}
         config = {"version": VERSION, **asdict(self.config)}
         files = pack(fitted, arrays, result, config)
         return write_folder(folder, files, FILES, overwrite, keep_others)
@@ -283,7 +297,9 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
             )
         view[...] = got
     found.check_whole()
-    return Run(config, params, found.history, found.stopped, found.test_accuracy, found.state)
+    return Run(
+        config, params, found.history, found.stopped, found.test_accuracy, found.state, found.data
+    )
 
 
 def _read_config(file: Path, saved: dict[str, Any] | None) -> Config:
@@ -360,6 +376,9 @@ def train(
     if tell is not None:
         for note in dataset.notes:
             tell(note)
+    rows = _digest(dataset)
+    if resume is not None:
+        _check_rows(resume, rows)
     net = config.network()
     held_out = None
     if dataset.x_test is not None and dataset.y_test is not None:
@@ -373,7 +392,7 @@ def train(
         score = math.nan
         if held_out is not None and dataset.classes is not None:
             score = accuracy(predict(net, result.params, held_out[0], config.device), held_out[1])
-        run = Run(config, result.params, result.history, result.stopped, score, result.state)
+        run = Run(config, result.params, result.history, result.stopped, score, result.state, rows)
         first = not kept
         kept[:] = [run]
         if out is not None:
@@ -412,6 +431,16 @@ def _located(config: Config) -> Config:
         if isinstance(path, str) and path != "digits"
     }
     return replace(config, **found)
+
+
+def _digest(dataset: Dataset) -> str:
+    return digest({}, {"x": dataset.x, "y": dataset.y})
+
+
+def _check_rows(run: Run, found: str) -> None:
+    if run.data is not None and run.data != found:  # early runs do not say
+        what = f"the training rows of before (SHA-256 {run.data[:12]}…)"
+        raise ValueError(expected(run.config.data, what, f"others ({found[:12]}…)"))
 
 
 def _loss(dataset: Dataset) -> Loss:
@@ -489,6 +518,7 @@ def analyze(
         count("max_products", max_products, 2 * max(k, 2))
     config = run.config
     dataset = config.load_data()
+    _check_rows(run, _digest(dataset))
     net = config.network()
     x = dataset.x[:samples].astype(np.float64)
     y = dataset.y[:samples]
