@@ -390,6 +390,66 @@ def test_a_rate_beyond_the_limit_that_still_hangs() -> None:
     assert found.cure == "Lower the rate from 0.1: to 0.01, 1/λ_max."
 
 
+def on_a_slope(**changes: Any) -> Standing:
+    """In a narrow valley, whose loss a step along −g lowers by a half and more."""
+    surface = Quadratic([1.0, 4.0], rng=0)
+    return stand(surface, surface.eigenvectors @ np.ones(2), hanging(**changes))
+
+
+ADAPTIVE: dict[str, Any] = {"plain": False, "rate_is_step": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why", "cure"),
+    [
+        # Whole batches have no noise: below 1/λ_max the rate is what is left.
+        ({"whole_batches": True}, "flat ones hold it.", "Raise the rate from 0.1: to 0.25, 1/"),
+        ({"whole_batches": True, "rate": 0.4}, "flat ones hold it.", "Add momentum, 0.9 say, or "),
+        ({"whole_batches": True, "plain": False}, "hold it.", "Compare a quarter of the rate"),
+        ({"whole_batches": True, **ADAPTIVE}, "flat ones hold it.", "Take another optimizer"),
+        ({}, "the noise of mini-batches", "Compare a quarter of the rate 0.1, and batches"),
+        # The rate of Rprop is its first step alone, and says nothing of the way made.
+        ({"rate": 1e-9, **ADAPTIVE}, "the noise of mini-batches", "Compare batches four times"),
+        ({"rate": 1e-9, "plain": False}, "rate is too small.", "Raise the rate from 1e-09: to 1e-"),
+        ({"rate": 0.0}, "rate is too small.", "Raise the rate from 0: to 0.25, 1/λ"),
+        ({"rate": 0.0, "plain": False}, "rate is too small.", "Raise the rate from 0: to 0.01."),
+        ({"rate": 0.0, **ADAPTIVE}, "rate is too small.", "Raise the rate from 0: to the opt"),
+        # Momentum of 1.
+        ({"rate": math.inf}, "a momentum of 1 or more, past gradients", "Lower the momentum"),
+    ],
+)  # fmt: skip
+def test_what_holds_it_on_a_slope(changes: dict[str, Any], why: str, cure: str) -> None:
+    found = on_a_slope(**{"initial_loss": 2.5, "initial_gradient_norm": 1e3, **changes})
+    assert found.verdict == "standing still"
+    assert why in found.reason
+    assert found.cure.startswith(cure)
+    assert "inf" not in found.reason + found.cure
+
+
+def test_momentum_of_1_is_what_blew_up() -> None:
+    found = diverged(hanging(rate=math.inf), math.nan, 1.0)
+    assert found is not None
+    assert found.cure.endswith("Lower the momentum below 1: to 0.9, say.")
+    assert "inf" not in found.cure
+    # And no model says that it leaves a saddle by itself, at once.
+    near = np.array([1e-60, 1.1e-60])
+    assert (
+        "gets there by itself" not in stand(FactoredLinear(2), near, hanging(rate=math.inf)).reason
+    )
+    run = train(plain(epochs=3, momentum=1.0, lr=1e-3))
+    assert "inf" not in str(judged(run))
+
+
+@pytest.mark.parametrize("initial_loss", [1.0, 1e-3])
+def test_a_floor_with_null_directions_is_not_to_be_left(initial_loss: float) -> None:
+    """A convex problem at its end: softmax has a direction in which nothing changes."""
+    flat = Quadratic([0.0, 1.0, 2.0], rng=0)
+    found = stand(flat, np.zeros(3), hanging(initial_loss=initial_loss))
+    assert found.verdict == "degenerate"
+    assert "the loss is at a floor" in found.cure
+    assert "tart" not in found.cure
+
+
 def test_a_curvature_that_never_ends_has_no_stationarity_and_is_left() -> None:
     found = stand(Saddle(), np.zeros(2), hanging())  # the loss falls without bound
     assert found.verdict != "minimum"

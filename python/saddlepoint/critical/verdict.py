@@ -27,9 +27,14 @@ class Training:
     fall : float
         Share of the loss that the last tenth of the updates took away; NaN where nobody can tell.
     rate : float
-        The last learning rate; of SGD with momentum, divided by 1 − β.
+        The last learning rate; of SGD with momentum, divided by 1 − β: infinite for β from 1 on.
     plain : bool
         Whether an update is −rate times the gradient.
+    rate_is_step : bool
+        Whether an update, where not ``plain``, moves a parameter by about the rate: of Adam it
+        does; of Rprop, whose rate is the first step alone, and of Adadelta it does not.
+    whole_batches : bool
+        Whether each update saw all rows: no noise of mini-batches then.
     initial_loss, initial_gradient_norm : float
         On the data of the objective, where training began; the norm of a usual start, where it
         began at a critical point.
@@ -47,6 +52,8 @@ class Training:
     initial_gradient_norm: float
     highest_loss: float = 0.0
     diverged: bool = False
+    rate_is_step: bool = True
+    whole_batches: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,11 +114,14 @@ def diverged(training: Training, loss: float, gradient_norm: float) -> Standing 
         what = f"The gradient norm went from {slope:.3g} up to {gradient_norm:.3g}"
     else:
         return None
+    cure = (
+        f"Start again with a smaller rate than {training.rate:.3g} (a tenth, say), or with the "
+        "gradient clipped."
+    )
     return Standing(
         "diverged",
         f"{what}: training blew up, and the slope here says nothing about the way on.",
-        f"Start again with a smaller rate than {training.rate:.3g} (a tenth, say), or with the "
-        "gradient clipped.",
+        cure if math.isfinite(training.rate) else f"{_UNDAMPED} {_DAMP}",
     )
 
 
@@ -164,7 +174,8 @@ def judge(
     way = None
     if low < -max(point.tolerance, point.residual_min):
         way = escape(objective, theta, point.direction, points=0)
-    edge = rate * high
+    edge = rate * high if math.isfinite(rate) else math.nan
+    plain = training.plain and math.isfinite(rate)  # no model has updates that never fade
     shares = f"a step along −g takes {_percent(along_gradient, loss)} of it away"
     if way is not None:
         shares += f", one along λ_min {_percent(way.actual_drop, loss)}"
@@ -175,8 +186,8 @@ def judge(
     near = slope < 0.1 * training.initial_gradient_norm or training.initial_gradient_norm == 0.0
     if stalled and near and way is not None and matters(way.actual_drop):
         s = abs(way.step)
-        most = updates * rate * slope**2 if training.plain else math.inf
-        needed = way.gradient_steps(rate) if training.plain else math.inf
+        most = updates * rate * slope**2 if plain else math.inf
+        needed = way.gradient_steps(rate) if plain else math.inf
         if slope * s < 0.5 * abs(low) * s**2 and way.actual_drop > min(along_gradient, most):
             step = (
                 f"The loss stands still at {loss:.4g}, and a step of {s:.3g} along the most "
@@ -218,11 +229,20 @@ def judge(
     if point.kind == "undecided":
         return standing("undecided", point.reason, "A larger max_products would tell.")
     little = f"Neither slope nor curvature leads on from a loss of {loss:.4g}: {shares} ({ends})."
-    sure = low > max(point.tolerance, point.residual_min)
+    if low > max(point.tolerance, point.residual_min):
+        return standing("minimum", little, _SETTLED)
+    if way is None and slope <= point.gradient_tolerance:
+        return standing("degenerate", little, _FLOOR)
     again = _SETTLED if loss <= 0.5 * training.initial_loss else _ELSEWHERE
-    return standing("minimum" if sure else "degenerate", little, again)
+    return standing("degenerate", little, again)
 
 
+_FLOOR = (
+    "As far as the second order tells, the loss is at a floor: no curvature is negative, and "
+    "directions without any may be symmetries of the network."
+)
+_UNDAMPED = "With a momentum of 1 or more, past gradients never fade."
+_DAMP = "Lower the momentum below 1: to 0.9, say."
 _SETTLED = "Training has come to an end here; another start, or a larger network, may find lower."
 _ELSEWHERE = "Start again from other weights, larger ones say, or with batch norm."
 
@@ -238,27 +258,50 @@ def _standing_still(
     rate, updates, high = training.rate, training.updates, point.lambda_max
     edge = rate * high
     reason = f"The loss stands still at {point.loss:.4g}, though {shares}. "
+    if not math.isfinite(rate):
+        return reason + _UNDAMPED, _DAMP
     if training.plain:
         reason += f"ηλ_max = {edge:.2g}, where 2 is the most that descends"
         small = edge < 0.02
-    else:
+        better = _inverse(point) or f"{10 * rate or 1e-3:.2g}"
+    elif training.rate_is_step:
         typical = norm(theta) / math.sqrt(objective.size)
         reason += (
             f"{updates} updates of rate {rate:.2g} go at most {updates * rate:.2g} "
             f"a parameter, and parameters are {typical:.2g} in size"
         )
-        small = updates * rate < 0.01 * typical
+        small = rate == 0.0 or updates * rate < 0.01 * typical
+        better = f"{10 * rate or 0.01 * typical or 1e-3:.2g}"
+    else:
+        reason += f"The rate, {rate:.2g}, does not tell how far the {updates} updates went"
+        small, better = rate == 0.0, "the optimizer's default"
     if small:
-        better = (
-            f"{1.0 / high:.2g}, 1/λ_max" if training.plain and high > 0.0 else f"{10 * rate:.2g}"
-        )
         return f"{reason}: the rate is too small.", f"Raise the rate from {rate:.2g}: to {better}."
     if training.plain and edge > 2.0:
         return (
             f"{reason}: the rate is too large.",
-            f"Lower the rate from {rate:.2g}: to {1.0 / high:.2g}, 1/λ_max.",
+            f"Lower the rate from {rate:.2g}: to {better}.",
         )
-    return (
-        f"{reason}: the noise of mini-batches, or steep directions beside flat ones, hold it.",
-        f"Compare a quarter of the rate {rate:.2g}, and batches four times as large.",
-    )
+    if training.whole_batches:
+        reason += ": steep directions beside flat ones hold it."
+        if training.plain and edge < 1.0:
+            return reason, f"Raise the rate from {rate:.2g}: to {better}."
+        if training.plain:
+            return reason, "Add momentum, 0.9 say, or take Adam."
+        if training.rate_is_step:
+            return reason, f"Compare a quarter of the rate {rate:.2g}, and four times as much."
+        return reason, "Take another optimizer, Adam say."
+    reason += ": the noise of mini-batches, or steep directions beside flat ones, hold it."
+    if training.plain or training.rate_is_step:
+        return (
+            reason,
+            f"Compare a quarter of the rate {rate:.2g}, and batches four times as large.",
+        )
+    return reason, "Compare batches four times as large, or another optimizer, Adam say."
+
+
+def _inverse(point: CriticalPoint) -> str:
+    """1/λ_max, or of λ_min where no curvature is positive; nothing where there is none."""
+    if point.lambda_max > 0.0:
+        return f"{1.0 / point.lambda_max:.2g}, 1/λ_max"
+    return f"{-1.0 / point.lambda_min:.2g}, 1/|λ_min|" if point.lambda_min < 0.0 else ""
