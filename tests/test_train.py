@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -289,6 +290,42 @@ def test_history_has_the_shapes_it_says_and_survives_json() -> None:
     again = History.from_dict(json.loads(json.dumps(history.to_dict())))
     for name in History.__dataclass_fields__:
         assert_array_equal(getattr(again, name), getattr(history, name), strict=True)
+
+
+class Timed(optim.SGD):
+    """Every update takes two seconds of `Timed.clock`; the fourth may be interrupted."""
+
+    clock = 0.0
+    stop = False
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        super().step(*args, **kwargs)
+        Timed.clock += 2.0
+        if Timed.stop and self.steps == 4:
+            raise KeyboardInterrupt
+
+
+def test_seconds_are_those_of_the_updates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def passing(seconds: float, result: Any) -> Any:
+        Timed.clock += seconds
+        return result
+
+    monkeypatch.setattr(Timed, "clock", 1e5)
+    monkeypatch.setattr(Timed, "stop", True)
+    module = sys.modules["saddlepoint.train"]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: Timed.clock))
+    monkeypatch.setattr(module, "_scores", lambda *_: passing(100.0, (0.5, 0.5)))
+    net, pair = network(), data(48)
+    how: dict[str, Any] = {
+        "optimizer": Timed, "epochs": 3, "batch_size": 24, "rng": 0, "validation": pair,
+        "checkpoint": lambda _: passing(1000.0, None), "checkpoint_every": 0.0,
+    }  # fmt: skip
+    begun = sp.fit(net, net.init(0, "float64"), nn.CrossEntropy(), pair, **how)
+    assert begun.stopped == "interrupted"
+    assert_array_equal(begun.history.seconds, [4.0])
+    Timed.stop = False
+    run = sp.fit(net, begun.params, nn.CrossEntropy(), pair, resume=begun, **how)
+    assert_array_equal(run.history.seconds, [4.0, 4.0, 4.0])
 
 
 def test_divergence_stops_the_run() -> None:
