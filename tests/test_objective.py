@@ -64,6 +64,18 @@ def test_gradients_and_products_are_pytorchs(
     assert_array_equal(mine.gradient(p.params.theta), at.gradient)
 
 
+@pytest.mark.parametrize("first", [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.Identity()], ids=repr)
+def test_what_comes_before_the_first_parameter_does_not_move(
+    first: nn.Layer, rng: np.random.Generator
+) -> None:
+    net = nn.Sequential(first, nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x, y = rng.standard_normal((5, 3)), rng.standard_normal((5, 2))
+    p = Problem(net, nn.MeanSquaredError(), net.init(rng, "float64"), x, y)
+    theirs, at, v = TorchLoss(p), objective(p).linearize(p.params.theta), direction(p, rng)
+    for _ in range(2):  # memory that was used before holds no zeros
+        assert distance(at.hvp(v), theirs.product(v)) < 1e-10
+
+
 @modes
 @pytest.mark.parametrize("seed", range(32, 40))
 def test_gradients_and_products_are_the_references(

@@ -1461,6 +1461,19 @@ class TestCompile:
             small_network(), batches, partial(torch.compile, backend=backend, fullgraph=True)
         )
 
+    def test_ghosts_are_of_training_alone(self, rng: np.random.Generator, backend: str) -> None:
+        x = normal(rng, 5, 2, 3, 3)
+        for train in (True, False):
+            model = ours.BatchNorm2d(2, ghost=2).double().train(train)
+            model.running_var.fill_(4.0)
+            results = []
+            for m in (model, torch.compile(copy.deepcopy(model), backend=backend, fullgraph=True)):
+                (leaf,) = leaves_of([x])
+                y = m(leaf)
+                y.pow(3).sum().backward()
+                results.append([y, leaf.grad, *(p.grad for p in m.parameters())])
+            assert_near(results[1], results[0])
+
     def test_dynamic_shapes(self, rng: np.random.Generator, backend: str) -> None:
         """Compiled once for all batch sizes."""
         counter = CompileCounterWithBackend(backend)
