@@ -574,6 +574,10 @@ def test_what_cannot_go_on_is_said() -> None:
     half = train(2)
     with pytest.raises(ValueError, match="epochs: expected at least the 2 begun before, got 1"):
         train(1, resume=half)
+    assert half.state is not None
+    begun = dataclasses.replace(half, state=dataclasses.replace(half.state, updates=1))
+    with pytest.raises(ValueError, match="epochs: expected at least the 3 begun before, got 2"):
+        train(2, resume=begun)
     net, (x, y) = network(batch_norm=True), data(40)
     with pytest.raises(ValueError, match="data: expected the 50 rows of before, got 40"):
         sp.fit(net, half.params, nn.CrossEntropy(), (x, y), epochs=3, resume=half)
