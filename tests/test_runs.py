@@ -235,6 +235,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "one bit": (flip_last_bit, "files that were written together"),
     "no digest": (parameters(lambda arrays: None), "files that were written together"),
+    "an array too many": (
+        parameters(lambda arrays: arrays.update(w=np.ones(1, np.float32))),
+        r"parameters\.safetensors: expected \d+ numbers for layers",
+    ),
     "another name": (
         parameters(lambda arrays: arrays.update(w=arrays.pop("0.weight"))),
         r"parameters\.safetensors: expected 0\.weight of shape",

@@ -723,6 +723,7 @@ def test_json_of_a_history_is_strict() -> None:
         ({"learning_rate": [1.0, None]}, ValueError, "learning_rate: expected what"),
         ({"seconds": [-1.0]}, ValueError, "seconds: expected what"),
         ({"validation_accuracy": [1.5]}, ValueError, "validation_accuracy: expected what"),
+        ({"validation_accuracy": [-0.5]}, ValueError, "validation_accuracy: expected what"),
     ],
 )
 def test_histories_that_no_training_leaves(
@@ -734,5 +735,6 @@ def test_histories_that_no_training_leaves(
         "validation_loss": [None], "validation_accuracy": [None], "seconds": [0.1],
     }  # fmt: skip
     History.from_dict(saved)
+    History.from_dict({**saved, "seconds": [0.0]})  # a clock may be coarse
     with pytest.raises(error, match=message):
         History.from_dict({**saved, **change})
