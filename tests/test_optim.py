@@ -1068,6 +1068,28 @@ def test_load_state_dict_refuses(saved: list[dict[str, Any]], message: str) -> N
     assert_array_equal(states_of(optimizer)["exp_avg"][0], np.zeros(4))
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)])
+def test_states_are_told_where_their_parameter_has_them(
+    axes: tuple[int, ...], rng: np.random.Generator
+) -> None:
+    p = rng.standard_normal((2, 3, 4)).transpose(axes)
+    g = rng.standard_normal(p.shape)
+    optimizer = optim.Adam(p, betas=(0.5, 0.75))
+    optimizer.step(g)
+    (entry,) = optimizer.state_dict()["state"]
+    assert_allclose(entry["exp_avg"], 0.5 * g, rtol=1e-14)
+    assert_allclose(entry["exp_avg_sq"], 0.25 * g * g, rtol=1e-14)
+
+
+@pytest.mark.parametrize("bit", [0, 15])
+def test_states_that_no_bfloat16_holds_are_refused(bit: int) -> None:
+    optimizer = optim.Adam(np.ones(4, np.float32), state_dtype="bfloat16")
+    saved = optimizer.state_dict()
+    saved["state"][0]["exp_avg"] = np.full(4, 1.0 + 2.0 ** (bit - 23), np.float32)
+    with pytest.raises(ValueError, match="exp_avg: expected values of bfloat16"):
+        optimizer.load_state_dict(saved)
+
+
 def test_a_pickle_goes_on_to_the_bit() -> None:
     optimizer = optim.NAdam(np.ones((2, 3)), lr=0.1, ema_decay=0.5)
     optimizer.step(np.full((2, 3), 0.5))
