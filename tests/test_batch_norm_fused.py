@@ -556,6 +556,15 @@ def test_average_of_all_batches(rng: np.random.Generator) -> None:
     assert_array_equal((mean, var), before)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_vectors_keep_their_order(order: str, rng: np.random.Generator) -> None:
+    x = np.asarray(rng.standard_normal((4, 3)), order=order)
+    y, saved = norm.batch_norm(Vector.from_numpy(x))
+    dx = norm.batch_norm_backward(Vector.from_numpy(x), saved)[0]
+    assert (y.order, dx.order) == (order, order)
+    assert_array_equal(y.numpy(), norm.batch_norm(x)[0])
+
+
 def test_every_ghost_batch_counts(rng: np.random.Generator) -> None:
     x = rng.standard_normal((6, 3))
     mean, var, count = np.zeros(3), np.ones(3), np.array(1.0)

@@ -544,6 +544,23 @@ def test_averages_begin_at_the_parameters_without_a_file_of_ours() -> None:
     assert_near(mine.ema, [before + 0.25 * (params[0].detach() - before)])
 
 
+def test_averages_begin_at_the_parameters_whoever_looks() -> None:
+    params = parameters((4, 3))
+    mine = ours.Adam(params, lr=0.1, ema_decay=0.75)
+    before = params[0].detach().clone()
+    steps(mine, params, range(1))
+    assert_near(mine.ema, [before + 0.25 * (params[0].detach() - before)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_adafactors_eps_is_the_spacing_at_one(dtype: torch.dtype) -> None:
+    """A gradient of a tenth of it is divided by it."""
+    p, eps = nn.Parameter(torch.ones(8, dtype=dtype)), torch.finfo(dtype).eps
+    p.grad = torch.full_like(p, 0.1 * eps)
+    ours.Adafactor([p], lr=1.0).step()
+    assert_near([p.detach()], [torch.full_like(p, 0.9)], 2 * eps)
+
+
 def test_an_average_alone_is_saved_and_loaded() -> None:
     stepped, waiting = parameters((4, 3), (2,))
     mine = ours.Adam([stepped, waiting], ema_decay=0.75)
