@@ -755,6 +755,11 @@ def test_a_file_may_be_as_large_as_the_limit(tmp_path: Path) -> None:
     assert len(load(path, header=False, max_bytes=len(text)).x) == 2
     with pytest.raises(FileFormatError, match=f"at most max_bytes = {len(text) - 1} bytes"):
         load(path, header=False, max_bytes=len(text) - 1)
+    labels = tmp_path / "labels-idx1-ubyte"
+    labels.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 5, 0, 4]))
+    assert read_idx(labels, max_bytes=3).tolist() == [5, 0, 4]
+    with pytest.raises(FileFormatError, match="at most max_bytes = 2 bytes, got 3"):
+        read_idx(labels, max_bytes=2)
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.npz", "idx"])

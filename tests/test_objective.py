@@ -64,6 +64,19 @@ def test_gradients_and_products_are_pytorchs(
     assert_array_equal(mine.gradient(p.params.theta), at.gradient)
 
 
+@pytest.mark.parametrize("share", [1, 3, 10])
+def test_tangents_of_a_block_stay_within_the_budget(share: int, rng: np.random.Generator) -> None:
+    p = random_problem(4, batch_norm=False)
+    stored = objective(p)._pass(len(p.x), "product").nbytes
+    budget = share * stored
+    at = objective(p, memory_budget=budget).linearize(p.params.theta)
+    each = max(native.tangent_nbytes(1) for native in at._passes.values())
+    assert at._block_size() == max(1, budget // each)
+    v = np.asfortranarray(direction(p, rng, 2 * at._block_size() + 1))
+    columns = [at.hvp(np.ascontiguousarray(column)) for column in v.T]
+    assert distance(at.hvp(v), np.stack(columns, axis=1)) < 1e-13
+
+
 @pytest.mark.parametrize("first", [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.Identity()], ids=repr)
 def test_what_comes_before_the_first_parameter_does_not_move(
     first: nn.Layer, rng: np.random.Generator
