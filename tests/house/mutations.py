@@ -14,6 +14,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -805,6 +806,7 @@ class Copy:
 def _run_tests(root: Path, log: Path, asked: tuple[str, ...]) -> None:
     """In a fork, where all that takes long to import is there already."""
     os.chdir(root)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what shells start with & ignores it
     with log.open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
