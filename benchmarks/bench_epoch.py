@@ -26,40 +26,18 @@ EPS, MOMENTUM, BETA1, BETA2, ADAM_EPS = 1e-5, 0.1, 0.9, 0.999, 1e-8
 
 def cases(options: Options) -> Iterator[Case]:
     """All start from the same parameters and take the same batches in the same order."""
-    x, y, source = _data(options)
+    x, y, source = images(options)
     device = options.device
-    net = _network()
+    net = network()
     params = net.init(SEED)
 
-    def ours() -> Any:
-        return sp.fit(
-            net,
-            params,
-            nn.CrossEntropy(),
-            (x, y),
-            optimizer=lambda theta: optim.Adam(theta, lr=RATE),
-            epochs=1,
-            batch_size=BATCH,
-            rng=SEED,
-            device=device,
-            show_progress=False,
-        )
-
-    contestants = [
-        Contestant(
-            "saddlepoint fit",
-            "saddlepoint",
-            ours,
-            lambda run: _curve(run.history.loss),
-            note="with checks of the data, history, and the gradient's norm at each step",
-        )
-    ]
+    contestants = [fitted(net, params, x, y, device)]
     roofs, absent = [], {}
     torch, jax = (peers.load(name, device) for name in ("torch", "jax"))
     if isinstance(torch, str):
         absent["torch"] = torch
     else:
-        contestants.append(_torch(torch, params, x, y, device))
+        contestants.append(eager(torch, params, x, y, device))
         roofs = gemms(torch, device, options.quick)
     if isinstance(jax, str):
         absent["jax"] = jax
@@ -94,7 +72,30 @@ def cases(options: Options) -> Iterator[Case]:
     )
 
 
-def _data(options: Options) -> tuple[NDArray[Any], NDArray[Any], str]:
+def fitted(net: nn.Layer, params: nn.Parameters, x: Any, y: Any, device: str) -> Contestant:
+    """An epoch by `fit`."""
+
+    def epoch() -> Any:
+        return sp.fit(
+            net,
+            params,
+            nn.CrossEntropy(),
+            (x, y),
+            optimizer=lambda theta: optim.Adam(theta, lr=RATE),
+            epochs=1,
+            batch_size=BATCH,
+            rng=SEED,
+            device=device,
+            show_progress=False,
+        )
+
+    note = "with checks of the data, history, and the gradient's norm at each step"
+    return Contestant(
+        "saddlepoint fit", "saddlepoint", epoch, lambda run: _curve(run.history.loss), note=note
+    )
+
+
+def images(options: Options) -> tuple[NDArray[Any], NDArray[Any], str]:
     """Images of MNIST from ``--data`` or SADDLEPOINT_DATA, else noise of the same shape."""
     folder = options.data or os.environ.get("SADDLEPOINT_DATA")
     if folder is not None:
@@ -110,9 +111,10 @@ def _data(options: Options) -> tuple[NDArray[Any], NDArray[Any], str]:
     return x[:rows], y[:rows], source
 
 
-def _network() -> nn.Layer:
+def network(widths: tuple[int, ...] = WIDTHS) -> nn.Layer:
+    """Batch norm and ReLU after every linear layer but the last."""
     layers: list[nn.Layer] = []
-    for i, o in pairwise(WIDTHS):
+    for i, o in pairwise(widths):
         layers += [nn.Linear(i, o), nn.BatchNorm(o), nn.ReLU()]
     return nn.Sequential(*layers[:-2])
 
@@ -129,9 +131,17 @@ def _order(rows: int) -> NDArray[np.int64]:
     return np.random.default_rng(SEED).permutation(rows)
 
 
-def _torch(torch: Any, params: nn.Parameters, x: Any, y: Any, device: str) -> Contestant:
+def eager(
+    torch: Any,
+    params: nn.Parameters,
+    x: Any,
+    y: Any,
+    device: str,
+    widths: tuple[int, ...] = WIDTHS,
+) -> Contestant:
+    """An epoch as PyTorch's users write it."""
     layers: list[Any] = []
-    for i, o in pairwise(WIDTHS):
+    for i, o in pairwise(widths):
         layers += [
             torch.nn.Linear(i, o),
             torch.nn.BatchNorm1d(o, eps=EPS, momentum=MOMENTUM),

@@ -99,7 +99,9 @@ def test_s0_3_every_known_point_of_every_surface(scale: float) -> None:
                 assert_allclose(values, known.eigenvalues, rtol=0, atol=100 * EPS * size)
                 assert found.index_at_least == np.sum(known.eigenvalues < 0)
             assert found.exact
-            assert found.products == found.size == surface.size
+            assert found.size == surface.size
+            negative = found.lambda_min < -found.tolerance  # then ρ is measured as well
+            assert found.products - found.size in ((1, 3) if negative else (0,))
 
 
 class Scaled:
@@ -247,6 +249,126 @@ def test_lanczos_and_dense_agree_when_asked_for_either() -> None:
     assert ends.products < 81
     assert_allclose(ends.eigenvalues, dense.eigenvalues[[0, 1, -2, -1]], rtol=0, atol=1e-8)
     assert_allclose(abs(ends.direction @ dense.direction), 1.0, rtol=1e-12)
+
+
+class Cubic:
+    """½λ(x² − y²/2) + ρ/6·(x³ + y³): third derivative ρ along both axes."""
+
+    size, dtype, device = 2, np.dtype(np.float64), "cpu"
+
+    def __init__(self, curvature: float, rho: float) -> None:
+        self.curvature, self.rho = curvature * np.array([1.0, -0.5]), rho
+
+    def loss(self, theta: Array) -> float:
+        return float(self.curvature @ theta**2 / 2 + self.rho * (theta**3).sum() / 6)
+
+    def gradient(self, theta: Array) -> Array:
+        gradient: Array = self.curvature * theta + self.rho * theta**2 / 2
+        return gradient
+
+    def linearize(self, theta: Array) -> Any:
+        at = _ScaledLinearization.__new__(_ScaledLinearization)
+        at.loss, at.gradient = self.loss(theta), self.gradient(theta)
+        diagonal = self.curvature + self.rho * theta
+        at.hvp = lambda v: (diagonal * v.T).T  # type: ignore[method-assign]
+        return at
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("rho", [0.3, -5.0])
+def test_second_order_stationarity(rho: float, scale: float) -> None:
+    point = sp.classify(Cubic(2.0 * scale, rho * scale), np.zeros(2))
+    # λ_min = −1 and H changes by ρ along it: the least ε with −1 ≥ −√(ρε) is 1/|ρ|.
+    assert point.kind == "saddle"
+    assert_allclose(point.lipschitz, abs(rho) * scale, rtol=1e-10)
+    assert_allclose(point.stationarity, scale / abs(rho), rtol=1e-10)
+    # Where the gradient is what is large, it is the gradient's norm.
+    away = sp.classify(Cubic(2.0 * scale, 1e3 * scale), np.array([0.01, -0.01]))
+    assert away.lambda_min < 0.0
+    assert_allclose(away.stationarity, max(away.gradient_norm, away.lambda_min**2 / away.lipschitz))
+    bowl = sp.classify(Quadratic([scale, 2.0 * scale], rng=0), np.ones(2))
+    assert np.isnan(bowl.lipschitz)
+    assert bowl.stationarity == bowl.gradient_norm
+    # (1 − t²/2)² along its own direction: the curvature grows by 3t², at t = 1/100.
+    even = sp.classify(Scaled(FactoredLinear(2), scale), np.zeros(2))
+    assert_allclose(even.lipschitz, 0.03 * scale, rtol=1e-10)
+    flat = sp.classify(Saddle(), np.zeros(2))  # its negative curvature is the same everywhere
+    assert (flat.lipschitz, flat.stationarity) == (0.0, np.inf)
+    assert flat.to_dict()["stationarity"] is None
+
+
+NONSENSE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "nan": ({"gradient_tolerance": np.nan}, ValueError, "gradient_tolerance: expected a finite"),
+    "inf": ({"gradient_tolerance": np.inf}, ValueError, "gradient_tolerance: expected a finite"),
+    "negative": ({"gradient_tolerance": -1.0}, ValueError, "gradient_tolerance: expected a finite"),
+    "zero is": ({"tolerance": np.nan}, ValueError, "tolerance: expected a finite number from 0"),
+    "k": ({"k": 0}, ValueError, "k: expected at least 1, got 0"),
+    "k float": ({"k": 2.0}, TypeError, "k: expected an int, got float"),
+    "budget": ({"max_products": 0}, ValueError, "max_products: expected at least 1, got 0"),
+    "budget float": ({"max_products": 9.5}, TypeError, "max_products: expected an int, got float"),
+    "too small": (
+        {"max_products": 3, "exact": False}, ValueError, "max_products: expected at least 4, got 3"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "error", "message"), NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_is_refused_first(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match="^" + message):
+        sp.classify(Saddle(), np.zeros(2), **options)
+
+
+def test_arguments_the_wrong_way_round() -> None:
+    calls: list[Any] = [
+        lambda: sp.classify(np.zeros(2), Saddle()),  # type: ignore[arg-type]
+        lambda: sp.escape(np.zeros(2), Saddle()),  # type: ignore[arg-type]
+        lambda: sp.landscape.plane(np.zeros(2), Saddle(), *np.eye(2)),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(
+            TypeError, match=r"^objective: expected an objective .*, and theta after"
+        ):
+            call()
+    with pytest.raises(TypeError, match=r"^objective: expected an objective .* got Linear"):
+        sp.classify(torch.nn.Linear(2, 2), np.zeros(6))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^theta: expected an array, got Linear"):
+        sp.classify(Saddle(), torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"^points: expected at least 0, got -1"):
+        sp.escape(Saddle(), np.zeros(2), points=-1)
+    with pytest.raises(ValueError, match=r"^max_products: expected at least 2, got 1"):
+        sp.escape(Saddle(), np.zeros(2), max_products=1)
+
+
+# The loss over a plane.
+
+
+def test_a_plane_has_two_axes_of_its_own() -> None:
+    surface = Quadratic([3.0, -1.0, 0.5], rng=1)
+    theta, d, e = np.random.default_rng(0).standard_normal((3, 3))
+    found = sp.landscape.plane(surface, theta, d, e, radius=(2.0, 0.5), points=5)
+    assert_allclose(found.alphas, [-2.0, -1.0, 0.0, 1.0, 2.0])
+    assert_allclose(found.betas, [-0.5, -0.25, 0.0, 0.25, 0.5])
+    for i, alpha in enumerate(found.alphas):
+        for j, beta in enumerate(found.betas):
+            there = theta + alpha * d + beta * e
+            assert_allclose(found.losses[i, j], 0.5 * there @ surface.matrix @ there, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"points": 4}, ValueError, "points: expected an odd number, got 4"),
+        ({"points": 1}, ValueError, "points: expected at least 3, got 1"),
+        ({"points": 5.0}, TypeError, "points: expected an int, got float"),
+        ({"radius": np.nan}, ValueError, "radius: expected a finite number, or two, got nan"),
+        ({"radius": (1.0, 2.0, 3.0)}, ValueError, "radius: expected a finite number, or two"),
+    ],
+)
+def test_a_plane_refuses(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match="^" + message):
+        sp.landscape.plane(Saddle(), np.zeros(2), *np.eye(2), **options)
 
 
 def test_tolerances_are_the_callers() -> None:
@@ -449,6 +571,7 @@ def test_gradient_steps_are_those_of_gradient_descent() -> None:
     start = surface.eigenvectors @ np.array([0.0, 1e-3])
     way = sp.escape(surface, start)
     assert_allclose(abs(way.gradient), curvature * 1e-3, rtol=1e-10)
+    assert way.gradient_steps(0.0) == np.inf
     for step in (0.01, 1.0, 300.0):
         predicted = replace(way, step=np.sign(way.step) * step).gradient_steps(lr)
         theta, steps = start.copy(), 0

@@ -27,5 +27,5 @@ def test_the_two_axes_are_two_directions_with_a_reach_each() -> None:
 @pytest.mark.parametrize("points", [1, 4])
 def test_the_point_itself_is_on_the_grid(points: int) -> None:
     x, y = np.eye(2)
-    with pytest.raises(ValueError, match=f"points: expected an odd number from 3, got {points}"):
+    with pytest.raises(ValueError, match=f"points: expected .*, got {points}"):
         plane(Rosenbrock(), np.zeros(2), x, y, points=points)

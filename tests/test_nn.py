@@ -349,14 +349,25 @@ def test_initial_parameters() -> None:
 NET = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm(2))
 
 
+FINITE = "expected a finite number of at least 0"
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: nn.Linear(0, 2), ValueError, "in_features: expected at least 1, got 0"),
         (lambda: nn.Linear(2, -1), ValueError, "out_features: expected at least 1, got -1"),
         (lambda: nn.BatchNorm(0), ValueError, "num_features: expected at least 1, got 0"),
-        (lambda: nn.BatchNorm(2, eps=-1.0), ValueError, "eps: expected a finite number of at least 0, got -1.0"),
-        (lambda: nn.BatchNorm(2, eps=np.nan), ValueError, "eps: expected a finite number of at least 0, got nan"),
+        (
+            lambda: nn.BatchNorm(2, eps=-1.0),
+            ValueError,
+            f"eps: {FINITE}, got -1.0",
+        ),
+        (
+            lambda: nn.BatchNorm(2, eps=np.nan),
+            ValueError,
+            f"eps: {FINITE}, got nan",
+        ),
         (
             lambda: nn.BatchNorm(2, momentum=1.5),
             ValueError,

@@ -260,9 +260,8 @@ def test_an_axis_is_logarithmic_over_more_than_a_factor_of_fifty(least: float, k
     ("kind", "words"),
     [
         ("minimum", "At a minimum"),
-        ("maximum", "At a maximum"),
         ("saddle", "Stuck at a saddle point"),
-        ("degenerate", "At a degenerate point"),
+        ("degenerate", "On flat ground"),
     ],
 )
 def test_each_kind_of_point_has_its_headline(kind: str, words: str) -> None:

@@ -458,3 +458,15 @@ def test_numbers_that_torch_takes(number: Any) -> None:
     bn, theirs = ours.BatchNorm2d(3, momentum=number), nn.BatchNorm2d(3, momentum=number)
     assert near(bn(X), theirs(X))
     assert near(bn.running_mean, theirs.running_mean)
+
+
+def test_an_activation_makes_it_a_module_that_holds_the_norm() -> None:
+    made = ours.BatchNorm2d(3, eps=0.5, activation="leaky_relu", negative_slope=0.2)
+    assert type(made) is ours.BatchNormAct
+    assert not isinstance(made, nn.modules.batchnorm._BatchNorm)
+    assert (type(made.norm), made.norm.eps) == (ours.BatchNorm2d, 0.5)
+    x = torch.randn(4, 3, 5, 5)
+    wanted = nn.functional.leaky_relu(ours.BatchNorm2d(3, eps=0.5)(x), 0.2)
+    assert torch.equal(made(x), wanted)
+    with pytest.raises(ValueError, match="activation: expected"):
+        ours.BatchNorm1d(3, activation="elu")

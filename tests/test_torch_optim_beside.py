@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -357,6 +358,29 @@ def test_pytorchs_checkpoint_tools_keep_all_of_it(name: str, flat: bool) -> None
 
 
 # Construction, copies, threads.
+
+
+def test_parameters_without_memory_are_named_and_may_get_some() -> None:
+    """A model made on the meta device, as large ones are; and one that is only traced."""
+    module = nn.Linear(3, 2, device="meta")
+    optimizer = ours.SGD(module.parameters(), lr=1.0)
+    for p in module.parameters():
+        p.grad = torch.empty_like(p)
+    with pytest.raises(TypeError, match=r"^params: expected tensors with memory of their own, got"):
+        optimizer.step()
+    with FakeTensorMode():
+        fake = nn.Parameter(torch.empty(3))
+        fake.grad = torch.empty(3)
+        with pytest.raises(TypeError, match=r"^params: .* got a fake one"):
+            ours.SGD([fake], lr=1.0).step()
+    module.to_empty(device="cpu")
+    for p in module.parameters():
+        p.data.zero_()
+    later = ours.SGD(module.parameters(), lr=1.0)
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    later.step()
+    assert all((p == -1.0).all() for p in module.parameters())
 
 
 def test_a_parameter_that_stands_twice_is_named() -> None:

@@ -1,4 +1,6 @@
 // Networks bound to rows: evaluation, products with the Hessian, and the four methods for tests.
+#include <atomic>
+
 #include "bindings/array.hpp"
 #include "bindings/bind.hpp"
 #include "nn/network.hpp"
@@ -46,17 +48,38 @@ Level level_of(const std::string& name) {
     raise_value("level", "value, gradient or product", name);
 }
 
+// Scratch, and whether a call is using it: calls release the GIL, so another thread may come in.
+struct BoundScratch {
+    std::shared_ptr<Scratch> memory = std::make_shared<Scratch>();
+    std::atomic_flag busy = ATOMIC_FLAG_INIT;
+};
+
+class Alone {
+   public:
+    explicit Alone(BoundScratch& scratch) : busy_(scratch.busy) {
+        if (busy_.test_and_set(std::memory_order_acquire)) {
+            raise_value("pass", "one call at a time", "two threads");
+        }
+    }
+    ~Alone() { busy_.clear(std::memory_order_release); }
+    Alone(const Alone&) = delete;
+    Alone& operator=(const Alone&) = delete;
+
+   private:
+    std::atomic_flag& busy_;
+};
+
 // A pass with the arrays it points into: they live as long as products are asked for.
 template <class T>
 class BoundPass {
    public:
     BoundPass(const py::dict& spec, index rows, const std::string& level, bool frozen,
-              bool input_gradient, std::shared_ptr<Scratch> scratch)
+              bool input_gradient, std::shared_ptr<BoundScratch> scratch)
         : spec_(network_spec(spec)),
           rows_(rows),
           level_(level_of(level)),
-          pass_(current_stream(), spec_, rows, level_, frozen, input_gradient,
-                scratch ? std::move(scratch) : std::make_shared<Scratch>()) {}
+          scratch_(scratch ? std::move(scratch) : std::make_shared<BoundScratch>()),
+          pass_(current_stream(), spec_, rows, level_, frozen, input_gradient, scratch_->memory) {}
 
     std::size_t bytes() const { return pass_.bytes(); }
     std::size_t tangent_bytes(index directions) const { return pass_.tangent_bytes(directions); }
@@ -64,6 +87,7 @@ class BoundPass {
     void evaluate(const py::object& x, const py::object& targets, const py::object& indices,
                   const py::object& theta, const py::object& buffers, bool update_buffers,
                   double weight, const py::object& gradient, bool accumulate) {
+        const Alone alone(*scratch_);
         Array x_ = borrow(x, "x", Access::read, dtype);
         if (x_.shape.size() != 2 || x_.shape[1] != spec_.inputs ||
             (indices.is_none() && x_.shape[0] != rows_)) {
@@ -106,12 +130,14 @@ class BoundPass {
     }
 
     double loss() const {
+        const Alone alone(*scratch_);
         require_evaluated();
         require_loss();
         return pass_.loss();
     }
 
     void output(const py::object& out) const {
+        const Alone alone(*scratch_);
         require_evaluated();
         const Array out_ = borrow(out, "out", Access::write, dtype, {rows_, spec_.outputs});
         copy_on_device(current_stream(), out_.data, pass_.output(), out_.bytes());
@@ -119,6 +145,7 @@ class BoundPass {
 
     // v and out are (n) or (directions, n).
     void product(const py::object& v, const py::object& out, bool accumulate) {
+        const Alone alone(*scratch_);
         require_evaluated();
         require_loss();
         require_level(Level::product);
@@ -132,6 +159,7 @@ class BoundPass {
     }
 
     void backward(const py::object& dy, const py::object& gradient, const py::object& dx) {
+        const Alone alone(*scratch_);
         require_evaluated();
         require_level(Level::gradient);
         const Array dy_ = borrow(dy, "dy", Access::read, dtype, {rows_, spec_.outputs});
@@ -141,6 +169,7 @@ class BoundPass {
     }
 
     void forward_tangent(const py::object& v, const py::object& xt, const py::object& yt) {
+        const Alone alone(*scratch_);
         require_evaluated();
         require_level(Level::product);
         const Array v_ = directions(v, "v", Access::read, spec_.parameters);
@@ -152,6 +181,7 @@ class BoundPass {
     }
 
     void backward_tangent(const py::object& dyt, const py::object& out, const py::object& dxt) {
+        const Alone alone(*scratch_);
         require_evaluated();
         require_level(Level::product);
         const Array out_ = directions(out, "out", Access::write, spec_.parameters);
@@ -191,6 +221,7 @@ class BoundPass {
     NetworkSpec spec_;
     index rows_;
     Level level_;
+    std::shared_ptr<BoundScratch> scratch_;
     Pass<T> pass_;
     bool evaluated_ = false;
     Array x_kept_, theta_kept_, buffers_kept_, v_kept_;
@@ -201,7 +232,7 @@ void bind_pass(py::module_& m, const char* name) {
     using P = BoundPass<T>;
     py::class_<P>(m, name, py::module_local())
         .def(py::init<const py::dict&, index, const std::string&, bool, bool,
-                      std::shared_ptr<Scratch>>(),
+                      std::shared_ptr<BoundScratch>>(),
              py::arg("spec"), py::arg("rows"), py::arg("level"), py::arg("frozen"),
              py::arg("input_gradient") = false, py::arg("scratch") = nullptr)
         .def_property_readonly("nbytes", &P::bytes)
@@ -220,7 +251,7 @@ void bind_pass(py::module_& m, const char* name) {
 }  // namespace
 
 void bind_nn(py::module_& m) {
-    py::class_<Scratch, std::shared_ptr<Scratch>>(m, "Scratch", py::module_local())
+    py::class_<BoundScratch, std::shared_ptr<BoundScratch>>(m, "Scratch", py::module_local())
         .def(py::init<>());
     bind_pass<float>(m, "Pass_float32");
     bind_pass<double>(m, "Pass_float64");

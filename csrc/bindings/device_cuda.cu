@@ -10,7 +10,7 @@ SP_BEGIN
 
 namespace {
 
-constexpr int architectures[] = {__CUDA_ARCH_LIST__};  // ascending, as in 800
+constexpr int architectures[] = {SADDLEPOINT_CUDA_ARCHITECTURES};  // ascending, as in 80
 
 std::string decimal(int major, int minor) {
     return std::to_string(major) + "." + std::to_string(minor);
@@ -29,7 +29,7 @@ std::string problem() {
     begin_use();
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
-    const int least = architectures[0] / 10;
+    const int least = architectures[0];
     if (10 * properties.major + properties.minor < least) {
         return std::string(properties.name) + " has compute capability " +
                decimal(properties.major, properties.minor) + ", this build is for " +
@@ -59,7 +59,7 @@ py::list devices() {
 
 std::string build() {
     std::string text = "CUDA " + decimal(CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10) + ",";
-    for (int a : architectures) text += " sm_" + std::to_string(a / 10);
+    for (int a : architectures) text += " sm_" + std::to_string(a);
     return text;
 }
 

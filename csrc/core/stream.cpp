@@ -72,9 +72,8 @@ namespace {
 int threads = 0;
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { threads = 1; });
 
-// A member that has to be waited for because its core is taken costs a hundred times what a second
-// thread gains below this; on an idle machine a team begins to gain at a fifth of it.
-constexpr double nanoseconds_worth_a_thread = 2e4;
+// Where a second thread gains less, to wait for one whose core is taken costs a hundred times that.
+constexpr double nanoseconds_worth_a_thread = 5e4;
 
 }  // namespace
 

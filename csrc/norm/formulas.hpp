@@ -59,20 +59,29 @@ SP_BEGIN
 
 namespace normalization {
 
+struct Setting {
+    double slope = 0.0;  // of what is not positive
+    bool gated = false, residual = false;
+    // Whether statistics depend on x, and whether z' has a part along h. Where not, what would be
+    // multiplied by 0 is left out: an infinite x must not make a NaN of it.
+    bool coupled = true, along_h = true;
+    bool tanh = false;  // of the smooth ones
+};
+
 // An activation gives its value, a product with its slope, and with its curvature; `z` may stand
 // for its sign alone where `piecewise_linear`. Its gate is a number of that sign.
 struct None {
     static constexpr bool piecewise_linear = true;
     template <class V>
-    static SP_HD V value(const V& z, double) {
+    static SP_HD V value(const V& z, const Setting&) {
         return z;
     }
     template <class V>
-    static SP_HD V gate(const V& z, double) {
+    static SP_HD V gate(const V& z, const Setting&) {
         return z;
     }
     template <class V>
-    static SP_HD V times_slope(const V&, const V& d, double) {
+    static SP_HD V times_slope(const V&, const V& d, const Setting&) {
         return d;
     }
 };
@@ -80,15 +89,15 @@ struct None {
 struct ReLU {
     static constexpr bool piecewise_linear = true;
     template <class V>
-    static SP_HD V value(const V& z, double) {
+    static SP_HD V value(const V& z, const Setting&) {
         return select(negative(z), all<V>(0), z);  // a NaN stays
     }
     template <class V>
-    static SP_HD V gate(const V& z, double) {
+    static SP_HD V gate(const V& z, const Setting&) {
         return select(at_most_zero(z), z, all<V>(1));
     }
     template <class V>
-    static SP_HD V times_slope(const V& z, const V& d, double) {
+    static SP_HD V times_slope(const V& z, const V& d, const Setting&) {
         return select(at_most_zero(z), all<V>(0), d);  // 0 at 0 and 1 at a NaN, as PyTorch
     }
 };
@@ -96,16 +105,16 @@ struct ReLU {
 struct LeakyReLU {
     static constexpr bool piecewise_linear = true;
     template <class V>
-    static SP_HD V value(const V& z, double slope) {
-        return select(positive(z), z, all<V>(slope) * z);
+    static SP_HD V value(const V& z, const Setting& setting) {
+        return select(positive(z), z, all<V>(setting.slope) * z);
     }
     template <class V>
-    static SP_HD V gate(const V& z, double) {
+    static SP_HD V gate(const V& z, const Setting&) {
         return z;
     }
     template <class V>
-    static SP_HD V times_slope(const V& z, const V& d, double slope) {
-        return select(positive(z), d, all<V>(slope) * d);
+    static SP_HD V times_slope(const V& z, const V& d, const Setting& setting) {
+        return select(positive(z), d, all<V>(setting.slope) * d);
     }
 };
 
@@ -113,16 +122,17 @@ struct LeakyReLU {
 struct Piecewise {
     static constexpr bool piecewise_linear = true;
     template <class V>
-    static SP_HD V value(const V& z, double slope) {
-        return slope == 0.0 ? ReLU::value(z, slope) : LeakyReLU::value(z, slope);
+    static SP_HD V value(const V& z, const Setting& setting) {
+        return setting.slope == 0.0 ? ReLU::value(z, setting) : LeakyReLU::value(z, setting);
     }
     template <class V>
-    static SP_HD V gate(const V& z, double slope) {
-        return slope == 0.0 ? ReLU::gate(z, slope) : z;
+    static SP_HD V gate(const V& z, const Setting& setting) {
+        return setting.slope == 0.0 ? ReLU::gate(z, setting) : z;
     }
     template <class V>
-    static SP_HD V times_slope(const V& z, const V& d, double slope) {
-        return slope == 0.0 ? ReLU::times_slope(z, d, slope) : LeakyReLU::times_slope(z, d, slope);
+    static SP_HD V times_slope(const V& z, const V& d, const Setting& setting) {
+        return setting.slope == 0.0 ? ReLU::times_slope(z, d, setting)
+                                    : LeakyReLU::times_slope(z, d, setting);
     }
 };
 
@@ -131,19 +141,19 @@ template <class A>
 struct Smooth {
     static constexpr bool piecewise_linear = false;
     template <class V>
-    static SP_HD V value(const V& z, double) {
+    static SP_HD V value(const V& z, const Setting&) {
         return per_lane(z, Value());
     }
     template <class V>
-    static SP_HD V gate(const V& z, double) {
+    static SP_HD V gate(const V& z, const Setting&) {
         return z;
     }
     template <class V>
-    static SP_HD V times_slope(const V& z, const V& d, double) {
+    static SP_HD V times_slope(const V& z, const V& d, const Setting&) {
         return d * per_lane(z, Slope());
     }
     template <class V>
-    static SP_HD V curvature(const V& z) {
+    static SP_HD V curvature(const V& z, const Setting&) {
         return per_lane(z, Curvature());
     }
 
@@ -196,13 +206,6 @@ struct Tanh : Smooth<Tanh> {
 // Each function: how many arrays it reads and writes, coefficients and sums it has, and a call
 // operator (in, coefficients, out or terms, gate). The gate is the activation's argument, or a
 // value of its sign where `gated`.
-struct Setting {
-    double slope = 0.0;
-    bool gated = false, residual = false;
-    // Whether statistics depend on x, and whether z' has a part along h. Where not, what would be
-    // multiplied by 0 is left out: an infinite x must not make a NaN of it.
-    bool coupled = true, along_h = true;
-};
 
 enum Place { X = 0, DY = 1, XT = 2, DYT = 3, RES = 4, REST = 5, inputs = 6 };
 // The second direction, where there are two.
@@ -240,8 +243,8 @@ struct Forward {
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
         const V z = argument(in, c, setting);
-        gate = A::gate(z, setting.slope);
-        out[0] = A::value(z, setting.slope);
+        gate = A::gate(z, setting);
+        out[0] = A::value(z, setting);
     }
 };
 
@@ -262,7 +265,7 @@ struct BackwardSums {
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* term, V& gate) const {
         if (!setting.gated) gate = argument(in, c, setting);
-        const V dz = A::times_slope(gate, in[DY], setting.slope);
+        const V dz = A::times_slope(gate, in[DY], setting);
         term[0] = dz;
         term[1] = dz * normalized(in, c);
     }
@@ -278,7 +281,7 @@ struct Backward {
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
         if (!setting.gated) gate = argument(in, c, setting);
-        const V dz = A::times_slope(gate, in[DY], setting.slope);
+        const V dz = A::times_slope(gate, in[DY], setting);
         out[0] = c[own] * dz;
         if (setting.coupled) {
             out[0] = out[0] + (c[own + 1] * (in[X] - c[MEAN]) + c[own + 2]);
@@ -317,7 +320,7 @@ struct Tangent {
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
         if (!setting.gated) gate = argument(in, c, setting);
-        out[0] = A::times_slope(gate, argument_tangent(in, c, c + own, setting), setting.slope);
+        out[0] = A::times_slope(gate, argument_tangent(in, c, c + own, setting), setting);
     }
 };
 
@@ -332,14 +335,14 @@ struct SecondSums {
     template <class V>
     SP_HD void operator()(const V* in, const V* c, V* term, V& gate) const {
         if (!setting.gated) gate = argument(in, c, setting);
-        const V h = normalized(in, c), dz = A::times_slope(gate, in[DY], setting.slope);
+        const V h = normalized(in, c), dz = A::times_slope(gate, in[DY], setting);
         term[0] = in[XT];
         term[1] = in[XT] * h;
         term[2] = dz;
         term[3] = dz * h;
         term[4] = dz * in[XT];
         if constexpr (A::piecewise_linear) {
-            const V dzt = A::times_slope(gate, in[DYT], setting.slope);
+            const V dzt = A::times_slope(gate, in[DYT], setting);
             term[5] = dzt;
             term[6] = dzt * h;
         }
@@ -348,12 +351,12 @@ struct SecondSums {
 
 // dz' = dy' act'(z) + dy act''(z) z'
 template <class A, class V>
-SP_HD V gradient_tangent(const V* in, const V& zt, const V& gate, double slope) {
-    const V dzt = A::times_slope(gate, in[DYT], slope);
+SP_HD V gradient_tangent(const V* in, const V& zt, const V& gate, const Setting& setting) {
+    const V dzt = A::times_slope(gate, in[DYT], setting);
     if constexpr (A::piecewise_linear) {
         return dzt;
     } else {
-        return dzt + in[DY] * A::curvature(gate) * zt;
+        return dzt + in[DY] * A::curvature(gate, setting) * zt;
     }
 }
 
@@ -369,7 +372,7 @@ struct MoreSecondSums {
     SP_HD void operator()(const V* in, const V* c, V* term, V& gate) const {
         gate = argument(in, c, setting);
         const V zt = argument_tangent(in, c, c + LOW + 1, setting);
-        term[0] = gradient_tangent<A>(in, zt, gate, setting.slope);
+        term[0] = gradient_tangent<A>(in, zt, gate, setting);
         term[1] = term[0] * normalized(in, c);
     }
 };
@@ -386,8 +389,8 @@ struct Second {
     SP_HD void operator()(const V* in, const V* c, V* out, V& gate) const {
         if (!setting.gated) gate = argument(in, c, setting);
         const V zt = argument_tangent(in, c, c + own, setting);
-        const V dz = A::times_slope(gate, in[DY], setting.slope);
-        const V dzt = gradient_tangent<A>(in, zt, gate, setting.slope);
+        const V dz = A::times_slope(gate, in[DY], setting);
+        const V dzt = gradient_tangent<A>(in, zt, gate, setting);
         const V* const e = c + own + 3;
         out[0] = e[1] * dzt;
         if (setting.along_h) out[0] = e[0] * dz + out[0];
@@ -395,7 +398,7 @@ struct Second {
             out[0] = out[0] + (e[2] * in[XT] + (e[3] * (in[X] - c[MEAN]) + e[4]));
         }
         out[1] = dzt;
-        out[2] = A::times_slope(gate, zt, setting.slope);
+        out[2] = A::times_slope(gate, zt, setting);
     }
 };
 
@@ -430,11 +433,11 @@ struct SecondTangent {
         const V* const e = c + own + 6;
         V ztt = e[0] * in[XT] + e[1] * in[XU];
         if (setting.coupled) ztt = ztt + (e[2] * (in[X] - c[MEAN]) + e[3]);
-        out[0] = A::times_slope(gate, ztt, setting.slope);
+        out[0] = A::times_slope(gate, ztt, setting);
         if constexpr (!A::piecewise_linear) {
             const V zt = argument_tangent(in, c, c + own, setting);
             const V zu = argument_tangent<XU, RESU>(in, c, c + own + 3, setting);
-            out[0] = out[0] + A::curvature(gate) * zt * zu;
+            out[0] = out[0] + A::curvature(gate, setting) * zt * zu;
         }
     }
 };

@@ -52,25 +52,25 @@ constexpr int coefficients_of(Work work) {
     switch (work) {
         case Work::recall: return 0;
         case Work::moments: return Moments::coefficients;
-        case Work::forward: return Forward<None>::coefficients;
-        case Work::backward_sums: return BackwardSums<None>::coefficients;
-        case Work::backward: return Backward<None>::coefficients;
+        case Work::forward: return Forward<Piecewise>::coefficients;
+        case Work::backward_sums: return BackwardSums<Piecewise>::coefficients;
+        case Work::backward: return Backward<Piecewise>::coefficients;
         case Work::tangent_sums: return TangentSums::coefficients;
-        case Work::tangent: return Tangent<None>::coefficients;
-        case Work::second_sums: return SecondSums<None>::coefficients;
+        case Work::tangent: return Tangent<Piecewise>::coefficients;
+        case Work::second_sums: return SecondSums<Piecewise>::coefficients;
         case Work::more_second_sums: return MoreSecondSums<GELU>::coefficients;
-        case Work::second: return Second<None>::coefficients;
+        case Work::second: return Second<Piecewise>::coefficients;
         case Work::second_tangent_sums: return SecondTangentSums::coefficients;
-        default: return SecondTangent<None>::coefficients;
+        default: return SecondTangent<Piecewise>::coefficients;
     }
 }
 constexpr int sums_of(Work work, Activation a) {
     switch (work) {
         case Work::moments: return Moments::sums;
-        case Work::backward_sums: return BackwardSums<None>::sums;
+        case Work::backward_sums: return BackwardSums<Piecewise>::sums;
         case Work::tangent_sums: return TangentSums::sums;
         case Work::second_sums:
-            return piecewise_linear(a) ? SecondSums<None>::sums : SecondSums<GELU>::sums;
+            return piecewise_linear(a) ? SecondSums<Piecewise>::sums : SecondSums<GELU>::sums;
         case Work::more_second_sums: return MoreSecondSums<GELU>::sums;
         case Work::second_tangent_sums: return SecondTangentSums::sums;
         default: return 0;
@@ -96,6 +96,7 @@ void with_kind(const Sweep& sweep, F&& f) {
     Sweep s = sweep;
     if (s.activation == Activation::none) s.setting.slope = 1.0;
     if (s.activation == Activation::relu) s.setting.slope = 0.0;
+    s.setting.tanh = s.activation == Activation::tanh;
     switch (s.activation) {
         case Activation::gelu: return f(s, GELU{});
         case Activation::tanh: return f(s, Tanh{});

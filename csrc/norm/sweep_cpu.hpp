@@ -26,14 +26,40 @@ void with_storage(Dtype dtype, F&& f) {
         default: return f(Storage<float16>{});
     }
 }
+// GELU and Tanh in one, since loops over packs only call them.
+struct Called {
+    static constexpr bool piecewise_linear = false;
+    template <class V>
+    static SP_HD V value(const V& z, const Setting& setting) {
+        return setting.tanh ? Tanh::value(z, setting) : GELU::value(z, setting);
+    }
+    template <class V>
+    static SP_HD V gate(const V& z, const Setting&) {
+        return z;
+    }
+    template <class V>
+    static SP_HD V times_slope(const V& z, const V& d, const Setting& setting) {
+        return setting.tanh ? Tanh::times_slope(z, d, setting) : GELU::times_slope(z, d, setting);
+    }
+    template <class V>
+    static SP_HD V curvature(const V& z, const Setting& setting) {
+        return setting.tanh ? Tanh::curvature(z, setting) : GELU::curvature(z, setting);
+    }
+};
 template <class F>
-void with_activation(Activation a, F&& f) {
-    switch (a) {
-        case Activation::none: return f(None{});
-        case Activation::relu: return f(ReLU{});
-        case Activation::leaky_relu: return f(LeakyReLU{});
-        case Activation::gelu: return f(GELU{});
-        default: return f(Tanh{});
+void with_loop(const Sweep& sweep, F&& f) {
+    with_kind(sweep, [&](const Sweep& s, auto activation) {
+        using A = decltype(activation);
+        f(s, std::conditional_t<A::piecewise_linear, A, Called>());
+    });
+}
+// To first order the commonest have loops of their own.
+template <class F>
+void with_first_order_loop(const Sweep& sweep, F&& f) {
+    switch (sweep.activation) {
+        case Activation::none: return f(sweep, None{});
+        case Activation::relu: return f(sweep, ReLU{});
+        default: return with_loop(sweep, f);
     }
 }
 
@@ -107,7 +133,11 @@ void map_runs(const F& function, const Sweep& sweep, const Runs& runs, const C& 
     for (index run = 0; run < runs.count; ++run) {
         const index base = runs.begin + run * runs.stride, n = runs.length;
         const index bits = runs.gate + run * runs.gate_stride;
-        const auto step = [&](index i, index count, auto partial, auto streamed) {
+        const index over = F::streams && sweep.stream ? address(0, base) : 0;
+        const index head = over ? lanes - over / index(sizeof(S)) : 0;
+        const bool streamed = F::streams && sweep.stream && over % sizeof(S) == 0 && head <= n &&
+                              (over == 0 || (!a.gate && !a.new_gate));
+        const auto step = [&](index i, index count, auto partial) {
             constexpr bool is_partial = decltype(partial)::value;
             V in[inputs], out[3], spare[F::coefficients], gate;
             read<F, S, is_partial>(a, base + i, count, in);
@@ -120,7 +150,7 @@ void map_runs(const F& function, const Sweep& sweep, const Runs& runs, const C& 
                 Raw<S>* const to = a.out[j] + base + i;
                 if constexpr (is_partial) {
                     Elements<S>::store(to, count, out[j]);
-                } else if (decltype(streamed)::value && j == 0) {
+                } else if (F::streams && j == 0 && streamed) {
                     Elements<S>::stream(to, out[j]);
                 } else {
                     Elements<S>::store(to, out[j]);
@@ -128,26 +158,13 @@ void map_runs(const F& function, const Sweep& sweep, const Runs& runs, const C& 
                 }
             }
         };
-        constexpr auto yes = std::true_type();
-        constexpr auto no = std::false_type();
         index i = 0;
-        const index over = F::streams && sweep.stream ? address(0, base) : 0;
-        if (F::streams && sweep.stream && (over == 0 || (!a.gate && !a.new_gate)) &&
-            over % sizeof(S) == 0) {
-            const index head =
-                over ? (lanes * index(sizeof(S)) - index(over)) / index(sizeof(S)) : 0;
-            if (head > 0 && head <= n) {
-                step(0, head, yes, no);
-                i = head;
-            }
-            if (head <= n) {
-                for (; i + lanes <= n; i += lanes) {
-                    step(i, lanes, no, std::bool_constant<F::streams>());
-                }
-            }
+        if (streamed && head > 0) {
+            step(0, head, std::true_type());
+            i = head;
         }
-        for (; i + lanes <= n; i += lanes) step(i, lanes, no, no);
-        if (i < n) step(i, n - i, yes, no);
+        for (; i + lanes <= n; i += lanes) step(i, lanes, std::false_type());
+        if (i < n) step(i, n - i, std::true_type());
     }
     if (sweep.stream) settle();
 }
@@ -260,8 +277,7 @@ void sum_each(const F& function, const Sweep& sweep, const Runs& runs, const Com
     const index n = runs.length;
     alignas(64) T part[m][row_stride];
     for (int k = 0; k < m; ++k) std::fill_n(sums + k * row_stride, n, 0.0);
-    const auto add_rows = [&](index row, auto count, bool start) {
-        constexpr index rows = decltype(count)::value;
+    const auto add_rows = [&](index row, index rows, bool start) {
         const index base = runs.begin + row * runs.stride;
         const index bits = runs.gate + row * runs.gate_stride;
         const auto step = [&](index i, auto partial) {
@@ -270,7 +286,6 @@ void sum_each(const F& function, const Sweep& sweep, const Runs& runs, const Com
             const V* const c = coefficients.at(i, spare);
 #pragma GCC unroll 8
             for (int k = 0; k < m; ++k) sum[k] = start ? V::all(T(0)) : load<T>(part[k] + i);
-#pragma GCC unroll 8
             for (index r = 0; r < rows; ++r) {
                 V in[inputs], term[m], gate;
                 read<F, S, is_partial>(a, base + r * runs.stride + i, n - i, in,
@@ -290,11 +305,8 @@ void sum_each(const F& function, const Sweep& sweep, const Runs& runs, const Com
     for (index row = 0; row < runs.count;) {
         const index end = std::min(row + rows_in_float, runs.count);
         bool start = true;
-        for (; row + rows_at_once<F> <= end; row += rows_at_once<F>, start = false) {
-            add_rows(row, std::integral_constant<index, rows_at_once<F>>(), start);
-        }
-        for (; row < end; ++row, start = false) {
-            add_rows(row, std::integral_constant<index, 1>(), start);
+        for (; row < end; row += rows_at_once<F>, start = false) {
+            add_rows(row, std::min(rows_at_once<F>, end - row), start);
         }
         for (int k = 0; k < m; ++k) {
             for (index i = 0; i < n; ++i) sums[k * row_stride + i] += double(part[k][i]);

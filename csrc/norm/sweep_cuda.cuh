@@ -14,6 +14,16 @@ SP_BEGIN
 
 namespace normalization {
 
+// A smooth activation is long in double, and called.
+template <class F>
+__host__ __device__ __noinline__ double called(double x, const F& f) {
+    return f(x);
+}
+template <class F>
+SP_HD double per_lane(double x, const F& f) {
+    return called(x, f);
+}
+
 // Coefficients that all lanes share, or of each lane.
 template <class T, int K>
 struct Same {

@@ -68,8 +68,8 @@ void norm_sum_forward(const Sweep& sweep, const Runs& runs, const double* one, c
 }
 
 void norm_map_forward(const Sweep& sweep, const Runs& runs, const double* one, const void* each) {
-    with_activation(sweep.activation, [&](auto activation) {
-        map_one<Forward<decltype(activation)>>(sweep, runs, one, each);
+    with_first_order_loop(sweep, [&](const Sweep& s, auto activation) {
+        map_one<Forward<decltype(activation)>>(s, runs, one, each);
     });
 }
 

@@ -13,7 +13,7 @@ void norm_sum_second(const Sweep& sweep, const Runs& runs, const double* one, co
     if (sweep.work == Work::second_tangent_sums) {
         return sum_one<SecondTangentSums>(sweep, runs, one, each, sums);
     }
-    with_kind(sweep, [&](const Sweep& s, auto activation) {
+    with_loop(sweep, [&](const Sweep& s, auto activation) {
         using A = decltype(activation);
         if constexpr (!A::piecewise_linear) {
             if (s.work == Work::more_second_sums) {
@@ -25,7 +25,7 @@ void norm_sum_second(const Sweep& sweep, const Runs& runs, const double* one, co
 }
 
 void norm_map_second(const Sweep& sweep, const Runs& runs, const double* one, const void* each) {
-    with_kind(sweep, [&](const Sweep& s, auto activation) {
+    with_loop(sweep, [&](const Sweep& s, auto activation) {
         using A = decltype(activation);
         if (s.work == Work::tangent) return map_one<Tangent<A>>(s, runs, one, each);
         if (s.work == Work::second_tangent) return map_one<SecondTangent<A>>(s, runs, one, each);

@@ -92,6 +92,24 @@ struct MatrixPart {
     Pieces pieces;
 };
 
+// What a launch over some tensors reads. Around a rule on matrices `x` stands in for the parameter
+// or for the gradient.
+enum class Stage { whole, gather, apply };
+struct Update {
+    Device device;
+    Pieces pieces;
+    const Block* blocks;
+    Stage stage;
+    void* x;
+    double ema_weight;
+    bool zero, random;
+    std::uint64_t seed;
+};
+
+// Runs an elementwise rule; `plain` where arrays lie alike, in the type that they are worked on.
+template <class R>
+void launch(const Stream& stream, bool plain, const Update& update);
+
 // As gather_direction and apply_direction; a step that is skipped leaves everything as it is, `x`
 // too.
 template <class T>

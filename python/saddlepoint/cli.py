@@ -230,6 +230,8 @@ def _app() -> Callable[..., Any]:
         found = judge(loaded, samples=samples, max_products=max_products)
         _tell_verdict(found)
         _say(f"report: {write_analysis(loaded, found, out or run)}")
+        if found.verdict == "diverged":
+            raise typer.Exit(1)
 
     return app
 
@@ -316,10 +318,14 @@ def _tell_training(run: Run) -> None:
 
 
 def _tell_verdict(found: Analysis) -> None:
-    _tell_point("Where training ended", found.point)
-    start = found.initial_gradient_norm
-    if start > 0:
-        share = found.point.gradient_norm / start
+    _say(f"\nWhere training ended: {found.verdict}", "bold")
+    _say(found.reason)
+    _say(found.cure)
+    if found.point is None or found.verdict == "diverged":
+        return
+    _say(f"As a point: {found.point.kind}. {found.point.reason}")
+    if found.initial_gradient_norm > 0.0:
+        share = found.point.gradient_norm / found.initial_gradient_norm
         _say(f"‖g‖ is {share:.2%} of what it was at the start, on {found.samples} training rows.")
 
 

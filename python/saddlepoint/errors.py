@@ -6,7 +6,10 @@ below for what the built-in exceptions do not name.
 
 from __future__ import annotations
 
-__all__ = ["DeviceError", "FileFormatError", "expected"]
+from operator import index
+from typing import Any
+
+__all__ = ["DeviceError", "FileFormatError", "count", "expected"]
 
 
 class DeviceError(RuntimeError):
@@ -20,3 +23,14 @@ class FileFormatError(ValueError):
 def expected(name: str, what: object, got: object) -> str:
     """The text of an error: ``name: expected what, got got``."""
     return f"{name}: expected {what}, got {got}"
+
+
+def count(name: str, value: Any, least: int) -> int:
+    """``value`` if it is an integer, of Python or NumPy, of at least ``least``."""
+    try:
+        whole = index(value)
+    except TypeError:
+        raise TypeError(expected(name, "an int", type(value).__name__)) from None
+    if whole < least:
+        raise ValueError(expected(name, f"at least {least}", value))
+    return whole

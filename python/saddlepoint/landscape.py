@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import expected
-from .objective import Objective
+from .errors import count, expected
+from .objective import Objective, check_point
 from .progress import progress
 from .vector import ArrayLike, axpy, copy
 
@@ -60,6 +60,16 @@ def plane(
     points : int
         An odd number of points in each direction, so that θ itself is the middle one.
 
+    Returns
+    -------
+    Slice2D
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no objective, a number of points that is even or below 3, or a radius that is
+        not finite.
+
     Examples
     --------
     >>> import numpy as np, saddlepoint as sp
@@ -68,10 +78,13 @@ def plane(
     >>> plane(sp.surfaces.Saddle(), np.zeros(2), x, y, points=3).losses[:, 1]  # 5x² − y²
     array([5., 0., 5.])
     """
-    if points < 3 or points % 2 == 0:
-        raise ValueError(expected("points", "an odd number from 3", points))
-    reach = (radius, radius) if isinstance(radius, (int, float)) else radius
-    alphas, betas = (np.linspace(-r, r, points) for r in reach)
+    check_point(objective, theta)
+    if count("points", points, 3) % 2 == 0:
+        raise ValueError(expected("points", "an odd number", points))
+    reach = np.array([radius, radius] if np.ndim(radius) == 0 else radius, np.float64)
+    if reach.shape != (2,) or not np.isfinite(reach).all():
+        raise ValueError(expected("radius", "a finite number, or two", radius))
+    alphas, betas = (np.linspace(-r, r, points) for r in reach.tolist())
     losses = np.empty((points, points))
     with progress("loss surface", points * points, show_progress) as tick:
         for i, alpha in enumerate(alphas.tolist()):

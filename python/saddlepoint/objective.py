@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -29,6 +30,7 @@ class Linearization(Protocol):
     def hvp(self, v: ArrayLike) -> ArrayLike: ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A twice differentiable loss of a vector θ ∈ ℝⁿ."""
 
@@ -41,6 +43,15 @@ class Objective(Protocol):
     def loss(self, theta: ArrayLike) -> float: ...
     def gradient(self, theta: ArrayLike) -> ArrayLike: ...
     def linearize(self, theta: ArrayLike) -> Linearization: ...
+
+
+def check_point(objective: Any, theta: Any) -> None:
+    """Raise unless these are an objective and an array, in this order."""
+    if not isinstance(objective, Objective):
+        what = "an objective (size, loss, gradient, linearize), and theta after it"
+        raise TypeError(expected("objective", what, type(objective).__name__))
+    if not (hasattr(theta, "shape") and hasattr(theta, "dtype")):
+        raise TypeError(expected("theta", "an array", type(theta).__name__))
 
 
 @dataclass(frozen=True)
@@ -256,6 +267,8 @@ class NetworkObjective:
 class NetworkLinearization:
     """A `NetworkObjective` at one point: it owns its activations and a copy of θ.
 
+    Threads may share one: its products are made one after the other.
+
     Attributes
     ----------
     loss : float
@@ -266,6 +279,7 @@ class NetworkLinearization:
         self._objective, self._theta = objective, theta
         self._scratch = objective._native.Scratch()
         self._passes: dict[int, Any] = {}
+        self._one_at_a_time = threading.Lock()  # products share scratch and release the GIL
         self.gradient: ArrayLike = empty_like(theta)
         self.loss = sum(self._evaluated(chunk, self.gradient)[1] for chunk in objective._chunks)
 
@@ -309,7 +323,8 @@ class NetworkLinearization:
         elif isinstance(rows, Vector) and rows.order == "F" and rows.ndim == 2:
             raise ValueError(expected("v", "a block in Fortran order", "C order"))
         out = empty_like(self._theta, tuple(rows.shape))
-        self._product(rows, out)
+        with self._one_at_a_time:
+            self._product(rows, out)
         return out if len(v.shape) == 1 else out.T
 
     def _product(self, v: ArrayLike, out: ArrayLike) -> None:

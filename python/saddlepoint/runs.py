@@ -18,11 +18,12 @@ import numpy as np
 
 from . import data as data_module
 from . import optim
-from .critical import CriticalPoint, classify
+from .critical import CriticalPoint, Standing, Training, classify, judge
+from .critical.verdict import diverged, last_tenth
 from .data import MAX_BYTES, Dataset
 from .data.tables import Column, Layout
 from .data.tensors import require_safetensors
-from .errors import FileFormatError, expected
+from .errors import FileFormatError, count, expected
 from .history import FILES, VERSION, Fit, History, State, checked, pack, unpack
 from .nn import (
     BatchNorm,
@@ -414,16 +415,38 @@ class Analysis:
 
     Attributes
     ----------
-    point : CriticalPoint
+    standing : Standing
+        The verdict, its reason, what would help, and the numbers it rests on.
+    point : CriticalPoint or None
+        What kind of point it is; None where loss or gradient are not finite.
     initial_gradient_norm : float
         ‖g‖ where training began, on the same data: the scale for the one reached.
     samples : int
         Training rows that the loss was taken over.
     """
 
-    point: CriticalPoint
+    standing: Standing
+    point: CriticalPoint | None
     initial_gradient_norm: float
     samples: int
+
+    @property
+    def verdict(self) -> str:
+        """What training is doing: "saddle", "descending", …; see `Standing`."""
+        return self.standing.verdict
+
+    @property
+    def reason(self) -> str:
+        """Why, in a sentence with the numbers."""
+        return self.standing.reason
+
+    @property
+    def cure(self) -> str:
+        """What to do next."""
+        return self.standing.cure
+
+    def __str__(self) -> str:
+        return f"{self.verdict}: {self.reason} {self.cure}"
 
 
 def analyze(
@@ -433,19 +456,28 @@ def analyze(
     max_products: int | None = None,
     show_progress: bool | None = None,
 ) -> Analysis:
-    """Say what kind of point a run reached.
+    """Say where a run got to: stuck at a saddle, descending, at a minimum, …, and what would help.
 
     The loss is that of the first ``samples`` training rows (all, where there are fewer), in
-    float64, with batch statistics over all of them. The point counts as critical where its
-    gradient norm is below 1e-3 of that of the initial point.
+    float64, with batch statistics over all of them. For ``point`` it counts as critical where the
+    gradient norm is below 1e-3 of that of the initial point; the verdict weighs what curvature and
+    gradient have to offer, see `saddlepoint.critical.judge`. The run is not changed.
 
     Raises
     ------
     DeviceError, FileNotFoundError, FileFormatError, ValueError
         If the run's device or data are not there any more, or are others.
+
+    Examples
+    --------
+    >>> from saddlepoint.runs import Config, analyze, train
+    >>> analyze(train(Config(epochs=3)), samples=200).verdict
+    'descending'
     """
-    if samples < 2:
-        raise ValueError(expected("samples", "at least 2", samples))
+    count("samples", samples, 2)
+    count("k", k, 1)
+    if max_products is not None:
+        count("max_products", max_products, 2 * max(k, 2))
     config = run.config
     dataset = config.load_data()
     net = config.network()
@@ -459,14 +491,33 @@ def analyze(
         dtype=np.float64,
         device=config.device,
     )
-    start = net.init(config.seed).theta
-    initial = norm(objective.gradient(on_device(start.astype(np.float64), config.device)))
+    start = on_device(net.init(config.seed).theta.astype(np.float64), config.device)
+    theta = on_device(run.params.theta.astype(np.float64), config.device)
+    initial = norm(objective.gradient(start))
+    history = run.history
+    rate = float(history.learning_rate[-1]) if len(history.learning_rate) else config.lr
+    training = Training(
+        updates=len(history.loss),
+        fall=last_tenth(history.loss, history.train_loss),
+        rate=rate / (1.0 - config.momentum) if config.momentum < 1.0 else math.inf,
+        plain=config.optimizer == "sgd",
+        initial_loss=objective.loss(start),
+        initial_gradient_norm=initial,
+        highest_loss=float(np.max(history.loss, initial=0.0)),
+        diverged=run.stopped == "diverged",
+    )
+    here = objective.loss(theta), norm(objective.gradient(theta))
+    if not np.isfinite(here).all():
+        blown = diverged(training, *here)
+        assert blown is not None
+        return Analysis(blown, None, initial, objective.samples)
     point = classify(
         objective,
-        on_device(run.params.theta.astype(np.float64), config.device),
-        gradient_tolerance=1e-3 * initial,
+        theta,
+        gradient_tolerance=1e-3 * initial if initial > 0.0 else None,
         k=k,
         max_products=max_products,
         show_progress=show_progress,
     )
-    return Analysis(point, initial, objective.samples)
+    standing = judge(objective, theta, point, training)
+    return Analysis(standing, point, initial, objective.samples)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saddlepoint.errors import expected
+from saddlepoint.errors import count, expected
 
 __all__ = [
     "ExponentialDecay",
@@ -229,7 +229,7 @@ class FactoredLinear(Surface):
     """
 
     def __init__(self, depth: int = 2) -> None:
-        self.size = n = _count("depth", depth, 1)
+        self.size = n = count("depth", depth, 1)
         # On the manifold H = 2ppᵀ with p_i = 1/w_i: one eigenvalue is 2 Σ 1/w_i², the others are 0.
         points = [_known(np.ones(n), [0.0] * (n - 1) + [2.0 * n])]
         if n >= 2:
@@ -301,7 +301,7 @@ class Quartic(Surface):
     """
 
     def __init__(self, size: int = 1) -> None:
-        self.size = _count("size", size, 1)
+        self.size = count("size", size, 1)
         self.critical_points = (_known(np.zeros(self.size), np.zeros(self.size)),)
 
     def _loss(self, theta: Array) -> float:
@@ -327,7 +327,7 @@ class Rosenbrock(Surface):
     """
 
     def __init__(self, size: int = 2) -> None:
-        self.size = _count("size", size, 2)
+        self.size = count("size", size, 2)
         largest = 501.0 + np.sqrt(250601.0)
         # det H = 400 at n = 2; 501 − √250601 would cancel.
         eigenvalues = np.array([400.0 / largest, largest]) if self.size == 2 else None
@@ -451,14 +451,6 @@ def _orthogonal(n: int, rng: int | np.random.Generator) -> Array:
     q, r = np.linalg.qr(np.random.default_rng(rng).standard_normal((n, n)))
     rotation: Array = q * np.where(np.diag(r) < 0, -1.0, 1.0)
     return rotation
-
-
-def _count(name: str, value: int, least: int) -> int:
-    if not isinstance(value, (int, np.integer)):
-        raise TypeError(expected(name, "an int", type(value).__name__))
-    if value < least:
-        raise ValueError(expected(name, f"at least {least}", value))
-    return int(value)
 
 
 def _check_float64(name: str, array: object) -> None:

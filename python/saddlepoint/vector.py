@@ -245,6 +245,29 @@ def copy(x: ArrayLike) -> ArrayLike:
     return x.copy()
 
 
+def owned(x: Any, like: ArrayLike, name: str) -> ArrayLike:
+    """A copy of what foreign code returned, of the kind, dtype and device of ``like``.
+
+    As SciPy has it, ``x`` may be any array: read-only, of another precision, an argument handed
+    back, or memory that its maker goes on writing to.
+    """
+    if isinstance(like, Vector) or isinstance(x, Vector):
+        if not (isinstance(x, Vector) and x.dtype == getattr(like, "dtype", None)):
+            kind = f"a Vector of {like.dtype}" if isinstance(like, Vector) else "an array"
+            raise TypeError(expected(name, kind, type(x).__name__))
+        return x.copy()
+    if hasattr(like, "new_empty"):
+        tensor = x.detach() if hasattr(x, "detach") else like.detach().new_tensor(np.array(x))
+        if tensor.is_complex() or tensor.device != like.device:
+            wanted = f"real numbers on {like.device}"
+            raise TypeError(expected(name, wanted, f"{tensor.dtype} on {tensor.device}"))
+        return like.detach().new_empty(tuple(tensor.shape)).copy_(tensor)
+    host = np.asarray(x.detach() if hasattr(x, "detach") else x)
+    if host.dtype.kind not in "fiub":
+        raise TypeError(expected(name, "real numbers", f"dtype {host.dtype}"))
+    return np.array(host, like.dtype)
+
+
 def empty_like(x: ArrayLike, shape: int | tuple[int, ...] | None = None) -> ArrayLike:
     """An array of the kind, dtype and device of ``x``, with its shape unless one is given."""
     wanted = tuple(x.shape) if shape is None else shape

@@ -362,9 +362,17 @@ PYTHON = [
     # landscape, surfaces, vector
     Mutation("landscape.py", "axpy(beta, e, moved)", "axpy(beta, d, moved)", "test_landscape.py"),
     Mutation(
-        "landscape.py", "for r in reach)", "for r in (reach[0], reach[0]))", "test_landscape.py"
+        "landscape.py",
+        "for r in reach.tolist())",
+        "for r in reach[[0, 0]].tolist())",
+        "test_landscape.py",
     ),
-    Mutation("landscape.py", "points < 3 or points % 2 == 0", "points < 3", "test_landscape.py"),
+    Mutation(
+        "landscape.py",
+        'if count("points", points, 3) % 2 == 0',
+        'if count("points", points, 3) == 0',
+        "test_landscape.py",
+    ),
     Mutation(
         "signals.py",
         "is not threading.main_thread():\n",
@@ -533,7 +541,7 @@ PYTHON = [
         "spent = found.descent[-1, 0]",
         "test_cli.py -k demo",
     ),
-    Mutation("report/pages.py", '"At a maximum"', '"At a minimum"', "test_report.py -k headline"),
+    Mutation("report/pages.py", '"On flat ground"', '"At a minimum"', "test_report.py -k headline"),
     Mutation("cli.py", '"terminated": 143', '"terminated": 130', "test_cli.py -k signals"),
     Mutation(
         "cli.py",

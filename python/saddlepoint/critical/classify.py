@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..curvature import HessianOperator, eigsh, hessian
-from ..errors import expected
+from ..errors import count, expected
 from ..objective import Objective
-from ..vector import ArrayLike, gather, norm
+from ..vector import ArrayLike, axpy, copy, dot, gather, norm, scale
 
 __all__ = ["CriticalPoint", "classify"]
 
@@ -34,6 +35,14 @@ class CriticalPoint:
         Extreme eigenvalues of H; an eigenvalue lies within the residual of each.
     tolerance : float
         Eigenvalues within ± this count as zero.
+    lipschitz : float
+        ρ, how fast the curvature changes: |uᵀ(H(θ+tu) − H(θ))u| / t, the larger of those along the
+        eigenvector of ``lambda_min`` and along g, at t = max(1, ‖θ‖) / 100. NaN where no curvature
+        is certainly negative: it is not needed then.
+    stationarity : float
+        The least ε for which θ is a second-order stationary point: ‖g‖ ≤ ε and λ_min ≥ −√(ρε)
+        (Nesterov & Polyak 2006; Jin et al. 2017). Infinite where the negative curvature does not
+        change.
     index_at_least : int
         Eigenvalues certainly below −tolerance (the number of them, where ``exact``).
     exact : bool
@@ -56,6 +65,8 @@ class CriticalPoint:
     residual_min: float
     residual_max: float
     tolerance: float
+    lipschitz: float
+    stationarity: float
     index_at_least: int
     exact: bool
     eigenvalues: NDArray[np.float64]
@@ -73,9 +84,11 @@ class CriticalPoint:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; without the directions."""
+        """Plain values, for JSON; without the directions. None stands for what is not finite."""
         plain = asdict(self)
         del plain["direction"], plain["direction_max"]
+        for name in ("lipschitz", "stationarity"):
+            plain[name] = plain[name] if math.isfinite(plain[name]) else None
         return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()}
 
 
@@ -109,7 +122,7 @@ def classify(
     exact : bool, optional
         Compute all eigenvalues, from the dense Hessian; by default up to 500 parameters.
     max_products : int, optional
-        Budget of Hessian products for the two ends.
+        Budget of Hessian products for the two ends. Where λ_min is negative, three more measure ρ.
 
     Returns
     -------
@@ -117,8 +130,10 @@ def classify(
 
     Raises
     ------
+    TypeError
+        For what is no objective, or no int.
     ValueError
-        For a loss, gradient or Hessian that is not finite.
+        For a loss, gradient or Hessian that is not finite, or a tolerance that is no number from 0.
 
     Notes
     -----
@@ -133,11 +148,17 @@ def classify(
     >>> sp.classify(sp.surfaces.Saddle(), np.zeros(2)).kind  # 5x² − y²
     'saddle'
     """
+    for name, value in (("gradient_tolerance", gradient_tolerance), ("tolerance", tolerance)):
+        if value is not None and not 0.0 <= value < math.inf:
+            raise ValueError(expected(name, "a finite number from 0", value))
+    k = max(count("k", k, 1), 2)
+    if max_products is not None:
+        count("max_products", max_products, 1)
     H, gradient_norm = finite_hessian(objective, theta)
     eps = float(np.finfo(H.dtype).eps)
     exact = H.shape[0] <= _EXACT_UP_TO if exact is None else exact
     values, residuals, directions, converged = (
-        _all_eigenvalues(H, eps) if exact else _ends(H, max(k, 2), max_products, rng, show_progress)
+        _all_eigenvalues(H, eps) if exact else _ends(H, k, max_products, rng, show_progress)
     )
     low, high = float(values[0]), float(values[-1])
     largest = max(abs(low), abs(high))
@@ -145,6 +166,7 @@ def classify(
         gradient_tolerance = eps ** (2 / 3) * largest * max(1.0, norm(theta))
     zero = eps**0.5 * largest if tolerance is None else tolerance
     below, above = max(zero, float(residuals[0])), max(zero, float(residuals[-1]))
+    lipschitz = _lipschitz(H, directions[0], low, gradient_norm) if low < -below else math.nan
     kind, reason = _verdict(
         gradient_norm, gradient_tolerance, low, below, high, above, exact, converged
     )
@@ -159,6 +181,8 @@ def classify(
         residual_min=float(residuals[0]),
         residual_max=float(residuals[-1]),
         tolerance=zero,
+        lipschitz=lipschitz,
+        stationarity=_stationarity(gradient_norm, low, lipschitz),
         index_at_least=int(np.sum(values < -np.maximum(residuals, zero))),
         exact=exact,
         eigenvalues=values,
@@ -206,7 +230,36 @@ def _ends(
 ) -> _Spectrum:
     pairs = eigsh(H, k, "BE", max_products=max_products, rng=rng, show_progress=show_progress)
     ends = gather(pairs.vectors[0]), gather(pairs.vectors[-1])
-    return pairs.values, pairs.residuals, ends, pairs.converged
+    # The verdict rests on the outermost two: further copies of others change nothing.
+    converged = bool(np.all(pairs.residuals[[0, -1]] <= pairs.tolerance[[0, -1]]))
+    return pairs.values, pairs.residuals, ends, converged
+
+
+def _lipschitz(
+    H: HessianOperator, direction: NDArray[Any], curvature: float, gradient_norm: float
+) -> float:
+    """ρ along the eigenvector of a curvature, and along the gradient; 0 where it is not finite."""
+    lines = [(H._like_theta(direction), curvature)]
+    if gradient_norm > 0.0:
+        along = copy(H.gradient)
+        scale(1.0 / gradient_norm, along)
+        lines.append((along, dot(along, H @ along)))
+    t = max(1.0, norm(H.theta)) / 100.0
+    found = [0.0]
+    for u, here in lines:
+        moved = copy(H.theta)
+        axpy(t, u, moved)
+        there = dot(u, hessian(H.objective, moved) @ u)
+        H.products += 1
+        found.append(abs(there - here) / t)
+    return max(rho for rho in found if math.isfinite(rho))
+
+
+def _stationarity(gradient_norm: float, low: float, lipschitz: float) -> float:
+    """The least ε with ‖g‖ ≤ ε and λ_min ≥ −√(ρε)."""
+    if math.isnan(lipschitz):
+        return gradient_norm
+    return max(gradient_norm, low * low / lipschitz) if lipschitz > 0.0 else math.inf
 
 
 def _verdict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..curvature import eigsh
-from ..errors import expected
+from ..errors import count, expected
 from ..objective import Objective
-from ..vector import ArrayLike, axpy, copy, dot, gather, norm, scale
+from ..vector import ArrayLike, axpy, copy, dot, gather, norm, owned, scale
 from .classify import finite_hessian
 
 __all__ = ["Escape", "escape"]
@@ -65,10 +66,11 @@ class Escape:
     def gradient_steps(self, lr: float) -> float:
         """Steps that gradient descent would take to go as far along u, in the quadratic model.
 
-        ln(1 + s|λ|/|uᵀg|) / ln(1 + η|λ|), infinite where the gradient has no part along u.
+        ln(1 + s|λ|/|uᵀg|) / ln(1 + η|λ|), infinite where the gradient has no part along u, or the
+        rate is 0.
         """
         curvature = abs(self.eigenvalue)
-        if self.gradient == 0.0:
+        if self.gradient == 0.0 or lr == 0.0:
             return math.inf
         far = math.log1p(abs(self.step) * curvature / abs(self.gradient))
         return far / math.log1p(lr * curvature)
@@ -99,7 +101,7 @@ def escape(
     direction : (n,) array, optional
         Take this instead of computing the eigenvector: `CriticalPoint.direction`, say.
     points : int
-        Losses evaluated besides, for a picture of the line; they are not counted.
+        Losses evaluated besides, for a picture of the line, from 0; they are not counted.
     max_products : int, optional
         Budget for the eigenvector.
 
@@ -125,12 +127,15 @@ def escape(
     >>> round(abs(way.step), 3), round(way.loss_after, 6)
     (1.414, 0.0)
     """
+    count("points", points, 0)
+    if max_products is not None:
+        count("max_products", max_products, 2)
     H, _ = finite_hessian(objective, theta)
     if direction is None:
         pairs = eigsh(H, 1, "SA", max_products=max_products, rng=rng, show_progress=show_progress)
         u = pairs.vectors[0]
     else:
-        u = H._like_theta(np.asarray(direction, H.dtype))
+        u = H._like_theta(direction)
         if tuple(u.shape) != (H.shape[0],):
             raise ValueError(expected("direction", f"shape ({H.shape[0]},)", tuple(u.shape)))
     length = norm(u)
@@ -147,29 +152,18 @@ def escape(
             expected("theta", "negative curvature", f"λ_min = {eigenvalue:.3g} ± {residual:.1g}")
         )
 
-    seen: dict[float, float] = {0.0: H.loss}
-
-    def loss(s: float) -> float:
-        if s not in seen:
-            moved = copy(theta)
-            axpy(s, u, moved)
-            value = objective.loss(moved)
-            seen[s] = value if math.isfinite(value) else math.inf
-        return seen[s]
-
+    loss = _Line(objective, theta, u, H.loss)
     # The shortest step that shows: above the rounding of the loss, and of θ.
     eps = float(np.finfo(H.dtype).eps)
     shows = math.sqrt(200.0 * eps * abs(H.loss) / abs(eigenvalue))
     step = _line_search(loss, max(shows, math.sqrt(eps) * max(1.0, norm(theta))))
-    evaluations = len(seen) - 1
+    evaluations = len(loss.seen) - 1
     for s in np.linspace(-1.5 * abs(step), 1.5 * abs(step), points):
         loss(float(s))
-    moved = copy(theta)
-    axpy(step, u, moved)
     slope = dot(H.gradient, u)
-    steps = np.array(sorted(seen))
+    steps = np.array(sorted(loss.seen))
     return Escape(
-        theta=moved,
+        theta=loss.point(step),
         direction=gather(u),
         eigenvalue=eigenvalue,
         residual=residual,
@@ -180,13 +174,46 @@ def escape(
         actual_drop=H.loss - loss(step),
         predicted_drop=0.5 * abs(eigenvalue) * step**2 - slope * step,
         steps=steps,
-        losses=np.array([seen[s] for s in steps.tolist()]),
+        losses=np.array([loss(s) for s in steps.tolist()]),
         evaluations=evaluations,
         products=H.products,
     )
 
 
-def _line_search(loss: Any, first: float) -> float:
+def gradient_drop(objective: Objective, theta: ArrayLike) -> float:
+    """How far the loss falls along −g, by a line search on the true loss; from 0."""
+    here = float(objective.loss(theta))
+    u = owned(objective.gradient(theta), theta, "gradient")
+    slope = norm(u)
+    if slope == 0.0:
+        return 0.0
+    scale(-1.0 / slope, u)
+    loss = _Line(objective, theta, u, here)
+    eps = float(np.finfo(objective.dtype).eps)
+    step = _line_search(loss, max(200.0 * eps * abs(here) / slope, eps * max(1.0, norm(theta))))
+    return max(0.0, here - loss(step))
+
+
+class _Line:
+    """The loss at θ + su, each value computed once; infinite where it is not finite."""
+
+    def __init__(self, objective: Objective, theta: ArrayLike, u: ArrayLike, here: float) -> None:
+        self._objective, self._theta, self._u = objective, theta, u
+        self.seen = {0.0: here}
+
+    def point(self, s: float) -> ArrayLike:
+        moved = copy(self._theta)
+        axpy(s, self._u, moved)
+        return moved
+
+    def __call__(self, s: float) -> float:
+        if s not in self.seen:
+            value = float(self._objective.loss(self.point(s)))
+            self.seen[s] = value if math.isfinite(value) else math.inf
+        return self.seen[s]
+
+
+def _line_search(loss: Callable[[float], float], first: float) -> float:
     """The signed step at which the loss is least, in the direction in which it falls more."""
     sign = 1.0 if loss(first) <= loss(-first) else -1.0
     far = first

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import expected
+from ..errors import count, expected
 from ..progress import progress
-from ..vector import ArrayLike, axpy, copy, dot, norm, random, scale
+from ..vector import ArrayLike, axpy, copy, dot, norm, owned, random, scale
+from .hessian import HessianOperator
 
 __all__ = ["Eigenpairs", "eigsh"]
+
+_UNLIKELY = 1e-3  # the chance to overlook one more of a multiple eigenvalue
 
 
 @dataclass(frozen=True)
@@ -28,18 +33,19 @@ class Eigenpairs:
         ‖Hv − λv‖, computed with one more product each: some eigenvalue lies within this distance
         of λ. (It bounds the distance to *an* eigenvalue; it does not say which.)
     converged : bool
-        Whether each residual is at most ``tolerance``.
-    tolerance : float
-        ``tol`` times the largest |λ| found.
+        Whether each residual is at most its ``tolerance``, and no further copy of a multiple
+        eigenvalue is left among the wanted.
+    tolerance : (k,) float64
+        What each residual is held against; see ``tol`` of `eigsh`.
     products : int
-        Products with the operator, those for the residuals included.
+        Products with the operator, those for the residuals and the symmetry included.
     """
 
     values: NDArray[np.float64]
     vectors: list[ArrayLike]
     residuals: NDArray[np.float64]
     converged: bool
-    tolerance: float
+    tolerance: NDArray[np.float64]
     products: int
 
 
@@ -56,15 +62,189 @@ def _wanted(m: int, k: int, which: str, values: NDArray[np.float64]) -> NDArray[
     return np.concatenate([np.arange(low), np.arange(m - (k - low), m)])
 
 
-def _orthogonalize(w: ArrayLike, basis: list[ArrayLike]) -> NDArray[np.float64]:
-    """Remove the basis from w, twice, in place; the coefficients removed."""
-    removed = np.zeros(len(basis))
-    for _ in range(2):  # once leaves rounding that grows; twice is enough (Parlett)
-        for i, q in enumerate(basis):
-            c = dot(q, w)
-            axpy(-c, q, w)
-            removed[i] += c
-    return removed
+def _edges(wanted: NDArray[np.float64], which: str) -> list[tuple[int, int, float]]:
+    """The ends that could hide one more of the wanted: sign, which comes last, sign times it.
+
+    Whatever lies beyond that one would be wanted too. One value alone has no copy that matters.
+    """
+    k = len(wanted)
+    if which == "LM":
+        last = int(np.abs(wanted).argmin())
+        return [(sign, last, abs(float(wanted[last]))) for sign in (1, -1)] if k > 1 else []
+    low = {"SA": k, "LA": 0, "BE": k // 2}[which]
+    ends = [(-1, low - 1)] * (low > 1) + [(1, low)] * (k - low > 1)
+    return [(sign, last, sign * float(wanted[last])) for sign, last in ends]
+
+
+def _tolerance(
+    values: NDArray[np.float64], largest: float, tol: float, floor: float
+) -> NDArray[np.float64]:
+    """What residuals are held against; see ``tol`` of `eigsh`."""
+    own: NDArray[np.float64] = np.minimum(tol * largest, tol**0.5 * np.abs(values))
+    return np.maximum(own, floor * largest)
+
+
+class _Operator:
+    """What `eigsh` is given, as products in memory of ours; they count themselves."""
+
+    def __init__(self, H: Any) -> None:
+        if not all(hasattr(H, name) for name in ("shape", "dtype", "__matmul__")):
+            what = "a matrix or an operator with shape, dtype and H @ v"
+            raise TypeError(expected("H", what, type(H).__name__))
+        self.size = n = int(H.shape[0]) if len(H.shape) == 2 else 0
+        if n < 1 or H.shape[1] != n:
+            raise ValueError(expected("H", "shape (n, n) with n at least 1", tuple(H.shape)))
+        name = str(H.dtype).removeprefix("torch.")
+        if name.startswith(("int", "uint", "bool")):  # float64, as SciPy has it
+            name = "float64"
+        if name not in ("float32", "float64"):
+            raise TypeError(expected("H", "dtype float32, float64 or integers", H.dtype))
+        self.eps = float(np.finfo(name).eps)
+        self._tiny = float(np.finfo(name).tiny)
+        self.products = 0
+        self._believed = True
+        if hasattr(H, "new_empty"):
+            if "strided" not in str(H.layout):
+                raise TypeError(expected("H", "a dense tensor", H.layout))
+            H = H.detach().double() if name == "float64" else H.detach()
+            self.like = H[0]
+            _check_symmetric(H)
+        elif hasattr(H, "__array__"):
+            H = np.asarray(H, name)
+            self.like = H[0]
+            _check_symmetric(H)
+        else:
+            self.like = H.theta if hasattr(H, "theta") else np.empty(n, name)
+            self._believed = isinstance(H, HessianOperator)
+        self._H = H
+
+    @property
+    def probes(self) -> int:
+        """Products that `check` takes."""
+        return 0 if self._believed else 1
+
+    def __call__(self, v: ArrayLike) -> ArrayLike:
+        given = self._H @ v
+        self.products += 1
+        w = owned(given, self.like, "H")
+        if math.prod(w.shape) != self.size:
+            raise ValueError(expected("H", f"products of shape ({self.size},)", tuple(w.shape)))
+        if len(w.shape) != 1:
+            w = w.reshape(self.size)
+        if not np.isfinite(norm(w)):
+            raise ValueError(expected("H", "finite products", "NaN or infinity"))
+        if str(getattr(given, "dtype", "")).endswith("float32"):  # whatever H.dtype says
+            self.eps = float(np.finfo(np.float32).eps)
+        return w
+
+    def check(self, v: ArrayLike, hv: ArrayLike, u: ArrayLike) -> None:
+        """Raise where the first product is below the normal range, or uᵀHv is not vᵀHu."""
+        size = norm(hv)
+        if 0.0 < size < self._tiny:
+            what = f"products within the normal range, from {self._tiny:.1e}"
+            raise ValueError(expected("H", what, f"‖Hv‖ = {size:.1e}"))
+        if self._believed:
+            return
+        scale(1.0 / norm(u), u)
+        hu = self(u)
+        apart = abs(dot(u, hv) - dot(v, hu))
+        if not apart <= 1000.0 * self.eps * max(size, norm(hu)):
+            got = f"uᵀHv and vᵀHu that differ by {apart / size:.1e} ‖Hv‖"
+            raise ValueError(expected("H", "a symmetric operator", got))
+
+
+def _check_symmetric(matrix: Any) -> None:
+    """For a dense matrix of NumPy or PyTorch."""
+    size = float(abs(matrix).max())
+    if not math.isfinite(size):
+        raise ValueError(expected("H", "finite products", "NaN or infinity"))
+    apart = float(abs(matrix - matrix.T).max())
+    if not apart <= 1000.0 * float(np.finfo(str(matrix.dtype).removeprefix("torch.")).eps) * size:
+        got = f"entries that differ from their mirrors by up to {apart:.1e}"
+        raise ValueError(expected("H", "a symmetric matrix", got))
+
+
+class _Subspace:
+    """A basis, H projected onto it, and what of H times the basis lies outside."""
+
+    def __init__(self, product: Callable[[ArrayLike], ArrayLike]) -> None:
+        self._product = product
+        self.basis: list[ArrayLike] = []
+        self._columns: list[NDArray[np.float64]] = []
+        # Column -> the part of H times it outside of the basis, where no vector follows it.
+        self.outside: dict[int, tuple[float, ArrayLike]] = {}
+        self.run = 0  # where the present Krylov sequence begins
+        self.random_start = True
+
+    def __len__(self) -> int:
+        return len(self.basis)
+
+    def projected(self) -> NDArray[np.float64]:
+        """QᵀHQ, (m, m)."""
+        matrix = np.zeros((len(self), len(self)))
+        for j, column in enumerate(self._columns):
+            matrix[j, : j + 1] = matrix[: j + 1, j] = column
+        return matrix
+
+    def _orthogonalize(self, w: ArrayLike) -> NDArray[np.float64]:
+        """Remove the basis from w, twice, in place; the coefficients removed."""
+        removed = np.zeros(len(self))
+        for _ in range(2):  # once leaves rounding that grows; twice is enough (Parlett)
+            for i, q in enumerate(self.basis):
+                c = dot(q, w)
+                axpy(-c, q, w)
+                removed[i] += c
+        return removed
+
+    def add(self, q: ArrayLike) -> float:
+        """Take in a vector, orthogonal to the basis once scaled; ‖(I − QQᵀ)Hq‖."""
+        scale(1.0 / norm(q), q)
+        self.basis.append(q)
+        w = self._product(q)
+        self._columns.append(self._orthogonalize(w))
+        rest = norm(w)
+        self.outside[len(self) - 1] = rest, w
+        return rest
+
+    def follow(self, column: int) -> ArrayLike:
+        """The next vector after a column: what of H times it lies outside."""
+        _, w = self.outside.pop(column)
+        if column != len(self) - 1:
+            self.run, self.random_start = len(self), False
+            self._outside(w)  # the basis has grown since
+        return w
+
+    def fresh(self, drawn: ArrayLike) -> ArrayLike:
+        """A new direction, to begin a Krylov sequence of the complement with."""
+        self.run, self.random_start = len(self), True
+        return self._outside(drawn)
+
+    def _outside(self, w: ArrayLike) -> ArrayLike:
+        """w without the basis, to rounding even where little remains."""
+        self._orthogonalize(w)
+        size = norm(w)
+        if size > 0.0:
+            scale(1.0 / size, w)
+            self._orthogonalize(w)
+            scale(size, w)
+        return w
+
+    def errors(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Bounds on the parts of ‖Hy − λy‖ outside, of Ritz vectors (m, k): (len(outside), k)."""
+        parts = [rest * np.abs(vectors[c]) for c, (rest, _) in self.outside.items()]
+        return np.array(parts).reshape(-1, vectors.shape[1])
+
+
+def _unlikely_beyond(edge: float, found: float, spread: float, steps: int, n: int) -> bool:
+    """Whether Lanczos from a random start would have passed ``edge`` by now, if anything did.
+
+    The extreme Ritz value after s steps is off by more than ε times the spread with a probability
+    of at most 1.648 √n exp(−√ε (2s − 1)) (Kuczyński & Woźniakowski 1992).
+    """
+    if not edge > found:
+        return False
+    epsilon = min((edge - found) / spread, 1.0)
+    return 1.648 * math.sqrt(n) * math.exp(-math.sqrt(epsilon) * (2 * steps - 1)) <= _UNLIKELY
 
 
 def eigsh(
@@ -81,17 +261,21 @@ def eigsh(
     Parameters
     ----------
     H : HessianOperator, or anything with ``shape``, ``dtype`` and ``H @ v``
-        NumPy arrays and SciPy operators included.
+        NumPy arrays, PyTorch tensors and SciPy operators included; integers count as float64, as
+        in SciPy. Its products may be any array, and are never written to.
     k : int
         How many; all n where k exceeds n.
     which : "LA", "SA", "BE" or "LM"
         Largest, smallest (most negative), both ends, or largest magnitude.
     tol : float, optional
-        Residual, relative to the largest |λ|, at which to stop; √eps of the dtype by default.
+        Residual to stop at, √eps of the dtype by default: relative to the largest |λ|; and √tol
+        relative to the pair's own |λ|, which fixes its sign and its first digits. Where rounding
+        reaches no further, 10 √n eps times the largest |λ| will do.
     max_products : int, optional
-        Budget; 300 by default. The basis, so many vectors, is kept in memory.
+        Budget, kept exactly, from 2k on (and one more where symmetry is to be seen); by default
+        300 besides the k of the residuals. The basis, up to so many vectors, is kept in memory.
     rng : int, Generator or None
-        Draws the start vector.
+        Draws the start vectors.
 
     Returns
     -------
@@ -100,16 +284,24 @@ def eigsh(
 
     Raises
     ------
+    TypeError
+        For what is no matrix or operator of real numbers, or a k or max_products that is no int.
     ValueError
-        For another shape, k below 1, or products that are not finite.
+        For another shape, k below 1, a budget too small, a matrix that is not symmetric, or
+        products that are not finite or below the normal range of the dtype.
 
     Notes
     -----
     One Krylov space serves both ends. Full reorthogonalization keeps copies of converged
-    eigenvalues ("ghosts") out. A space with one start vector holds one vector of each eigenspace:
-    of a multiple eigenvalue the further copies are found only when the space is exhausted and the
-    iteration goes on from a fresh direction, and are missed when the wanted pairs converge before.
-    (Lanczos 1950; Parlett, The Symmetric Eigenvalue Problem, ch. 13.)
+    eigenvalues ("ghosts") out (Lanczos 1950; Parlett, The Symmetric Eigenvalue Problem, ch. 13).
+    A sequence with one start vector holds one vector of each eigenspace. So where two or more are
+    wanted of an end, the iteration goes on from a fresh direction, orthogonal to all before, until
+    that shows nothing more to be wanted: its own extreme value has converged short of the wanted
+    ones, or would have passed them by now with a probability of 99.9 % (Kuczyński & Woźniakowski
+    1992).
+
+    A matrix is symmetric to 1000 eps, or refused. An operator is asked for one product more:
+    uᵀHv = vᵀHu for two random vectors. A HessianOperator is believed; see its `verify`.
 
     Examples
     --------
@@ -118,92 +310,96 @@ def eigsh(
     >>> pairs.values.round(6)
     array([-2.,  5.])
     """
-    n = H.shape[0]
-    if len(H.shape) != 2 or H.shape[1] != n or n < 1:
-        raise ValueError(expected("H", "shape (n, n) with n at least 1", tuple(H.shape)))
-    if k < 1:
-        raise ValueError(expected("k", "at least 1", k))
+    operator = _Operator(H)
+    n, like = operator.size, operator.like
+    k = min(count("k", k, 1), n)
     if which not in ("LA", "SA", "BE", "LM"):
         raise ValueError(expected("which", "'LA', 'SA', 'BE' or 'LM'", repr(which)))
-    k = min(k, n)
-    eps = float(np.finfo(H.dtype).eps)
-    tol = eps**0.5 if tol is None else tol
-    budget = min(n, 300 if max_products is None else max(max_products - k, k))
+    if tol is not None and not 0.0 <= tol < math.inf:
+        raise ValueError(expected("tol", "a number from 0", tol))
+    besides = k + operator.probes
+    if max_products is not None:
+        count("max_products", max_products, k + besides)
+    most = min(n, 300 if max_products is None else max_products - besides)
     generator = np.random.default_rng(rng)
-    like = getattr(H, "theta", None)
-    like = np.empty(n, H.dtype) if like is None else like
 
-    basis: list[ArrayLike] = []
-    alpha: list[float] = []
-    beta: list[float] = []  # beta[j] couples basis[j] and basis[j + 1]
+    space = _Subspace(operator)
     q = random(like, generator)
-    scale(1.0 / norm(q), q)
-    values, ritz = np.empty(0), np.empty((0, 0))
-    largest = 0.0
-    enough, block = k, 0  # vectors to take at least; where the present Krylov space begins
-    with progress("Lanczos", budget, show_progress) as tick:
+    complete = False
+    with progress("Lanczos", most, show_progress) as tick:
         while True:
-            basis.append(q)
-            w = _finite(H @ q)
-            removed = _orthogonalize(w, basis)
-            alpha.append(float(removed[-1]))
-            rest = norm(w)
-            m = len(basis)
-            largest = max(largest, abs(alpha[-1]))
-            exhausted = rest <= 10.0 * eps * largest * m
-            done = False
+            rest = space.add(q)
+            m = len(space)
+            if m == 1:
+                hq = copy(space.outside[0][1])
+                axpy(float(space.projected()[0, 0]), space.basis[0], hq)
+                operator.check(space.basis[0], hq, random(like, generator))
+                eps = operator.eps
+                wished = eps**0.5 if tol is None else tol
+                floor = 10.0 * math.sqrt(n) * eps
+                largest = norm(hq)
             # The small problem costs O(m³): past the first steps it is not solved at each.
-            if m <= 20 or m % 5 == 0 or m >= budget or exhausted:
-                values, ritz = np.linalg.eigh(np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1))
-                chosen = _wanted(m, k, which, values)
-                largest = float(np.abs(values).max())
-                exhausted = rest <= 10.0 * eps * largest * m
-                last = rest * np.abs(ritz[-1, chosen])
-                done = m >= enough and bool(np.all(last <= 0.5 * tol * largest))
+            if m > 20 and m % 5 != 0 and m < most and rest > 10.0 * eps * largest * m:
+                tick()
+                q = space.follow(m - 1)
+                continue
+            projected = space.projected()
+            values, ritz = np.linalg.eigh(projected)
             tick(note=f"λ from {values[0]:.3g} to {values[-1]:.3g}")
-            if m >= budget or (done and not exhausted):
+            chosen = _wanted(m, k, which, values)
+            largest = float(np.abs(values).max())
+            tolerance = _tolerance(values[chosen], largest, wished, floor)
+            errors = space.errors(ritz[:, chosen]).sum(axis=0)
+            done = m == n or (m >= k and bool(np.all(errors <= 0.5 * tolerance)))
+            settled, told = space.random_start, True
+            inner, vectors = values, ritz
+            if space.run > 0:
+                inner, vectors = np.linalg.eigh(projected[space.run :, space.run :])
+            for sign, last, edge in _edges(values[chosen], which):
+                end = -1 if sign > 0 else 0
+                found, error = sign * float(inner[end]), rest * abs(float(vectors[-1, end]))
+                converged = error <= tolerance[last]
+                short = (converged and found <= edge + tolerance[last]) or _unlikely_beyond(
+                    edge, found, float(values[-1] - values[0]), len(inner), n - space.run
+                )
+                settled, told = settled and short, told and (short or converged)
+            complete = done and (settled or m == n)
+            if complete or m >= most:
                 break
+            exhausted = rest <= 10.0 * eps * largest * m
             if exhausted:
-                # An invariant space: all its pairs are exact, others may lie outside of it.
-                # A fresh Krylov space has at most as many dimensions as this one, and holds the
-                # second copies of its eigenvalues.
-                enough, block = m + max(m - block, 1), m
-                q = random(like, generator)
-                _orthogonalize(q, basis)
-                scale(1.0 / norm(q), q)
-                _orthogonalize(q, basis)
-                beta.append(0.0)
+                del space.outside[m - 1]
+            if m >= k and not done and space.outside:
+                # Where sequences were left, go on with the one that holds the wanted back most.
+                pull = space.errors(ritz[:, chosen]).max(axis=1)
+                q = space.follow(list(space.outside)[int(pull.argmax())])
+                if norm(q) <= 10.0 * eps * largest * m:
+                    q = space.fresh(random(like, generator))
+            elif exhausted or (done and (told or space.run == 0 or not space.random_start)):
+                q = space.fresh(random(like, generator))
             else:
-                q = w
-                beta.append(rest)
-            scale(1.0 / norm(q), q)
+                q = space.follow(m - 1)
 
-    vectors, residuals = [], np.empty(len(chosen))
+    found_vectors, residuals = [], np.empty(len(chosen))
     rayleigh = np.empty(len(chosen))
     for i, c in enumerate(chosen):
-        v = copy(basis[0])
+        v = copy(space.basis[0])
         scale(float(ritz[0, c]), v)
-        for j in range(1, len(basis)):
-            axpy(float(ritz[j, c]), basis[j], v)
+        for j in range(1, m):
+            axpy(float(ritz[j, c]), space.basis[j], v)
         scale(1.0 / norm(v), v)
-        hv = _finite(H @ v)
+        hv = operator(v)
         rayleigh[i] = dot(v, hv)
         axpy(-float(rayleigh[i]), v, hv)
         residuals[i] = norm(hv)
-        vectors.append(v)
+        found_vectors.append(v)
     order = np.argsort(rayleigh, kind="stable")
-    tolerance = tol * largest
+    tolerance = _tolerance(rayleigh, largest, wished, floor)
     return Eigenpairs(
         values=rayleigh[order],
-        vectors=[vectors[i] for i in order],
+        vectors=[found_vectors[i] for i in order],
         residuals=residuals[order],
-        converged=bool(np.all(residuals <= tolerance)),
-        tolerance=tolerance,
-        products=len(basis) + len(chosen),
+        converged=complete and bool(np.all(residuals <= tolerance)),
+        tolerance=tolerance[order],
+        products=operator.products,
     )
-
-
-def _finite(w: ArrayLike) -> ArrayLike:
-    if not np.isfinite(norm(w)):
-        raise ValueError(expected("H", "finite products", "NaN or infinity"))
-    return w

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,28 +26,49 @@ if TYPE_CHECKING:
 __all__ = ["check_page", "write_analysis", "write_demo"]
 
 _HEADLINES = {
-    "not critical": "Not at a critical point",
-    "minimum": "At a minimum",
-    "maximum": "At a maximum",
+    "diverged": "Training blew up",
     "saddle": "Stuck at a saddle point",
-    "degenerate": "At a degenerate point",
+    "descending": "On the way down",
+    "standing still": "Standing still on a slope",
+    "minimum": "At a minimum",
+    "degenerate": "On flat ground",
     "undecided": "Undecided",
 }
 
 
 def _verdict(run: Run, found: Analysis) -> Verdict:
-    point = found.point
+    point, standing = found.point, found.standing
     evidence = [
-        ("gradient norm", f"{point.gradient_norm:.3g}"),
-        ("at the start of training", f"{found.initial_gradient_norm:.3g}"),
-        ("smallest eigenvalue", f"{point.lambda_min:.4g} ± {point.residual_min:.0e}"),
-        ("largest eigenvalue", f"{point.lambda_max:.4g} ± {point.residual_max:.0e}"),
+        ("gradient norm at the start of training", f"{found.initial_gradient_norm:.3g}"),
         ("training rows", f"{found.samples}"),
-        ("Hessian-vector products", f"{point.products}"),
     ]
+    if point is not None:
+        evidence = [
+            ("gradient norm", f"{point.gradient_norm:.3g}"),
+            ("at the start of training", f"{found.initial_gradient_norm:.3g}"),
+            ("smallest eigenvalue", f"{point.lambda_min:.4g} ± {point.residual_min:.0e}"),
+            ("largest eigenvalue", f"{point.lambda_max:.4g} ± {point.residual_max:.0e}"),
+            ("second-order stationary to", f"{point.stationarity:.3g}"),
+            ("kind of point", point.kind),
+            ("training rows", f"{found.samples}"),
+            ("Hessian-vector products", f"{point.products}"),
+        ]
+    if run.config.optimizer == "sgd" and math.isfinite(standing.edge):
+        evidence.append(("rate times largest eigenvalue (limit 2)", f"{standing.edge:.2g}"))
+    if math.isfinite(standing.gradient_drop):
+        evidence.append(("drop along the gradient", f"{standing.gradient_drop:.3g}"))
+    if standing.escape is not None:
+        evidence.append(("drop along λ min", f"{standing.escape.actual_drop:.3g}"))
     if run.test_accuracy == run.test_accuracy:
         evidence.insert(0, ("test accuracy", f"{run.test_accuracy:.2%}"))
-    return Verdict(_HEADLINES[point.kind], point.reason, evidence)
+    return Verdict(_HEADLINES[found.verdict], f"{found.reason} {found.cure}", evidence)
+
+
+def _curvature(title: str, found: Analysis) -> list[Panel]:
+    """The panel of the eigenvalues, where there are some."""
+    if found.point is None:
+        return []
+    return [Panel("eigenvalues", title, "", extreme_eigenvalues(found.point))]
 
 
 def _network(run: Run) -> str:
@@ -85,7 +107,7 @@ def check_page(folder: str | os.PathLike[str]) -> None:
 def write_analysis(run: Run, found: Analysis, folder: str | os.PathLike[str]) -> Path:
     """Write the page on the point that a run reached; its path."""
     panels = [
-        Panel("eigenvalues", "Curvature at both ends", "", extreme_eigenvalues(found.point)),
+        *_curvature("Curvature at both ends", found),
         Panel("training", "How training went", "", training_curves(run.history)),
     ]
     command = f"saddlepoint analyze RUN --samples {found.samples}"
@@ -142,12 +164,7 @@ def write_demo(found: Demo, folder: str | os.PathLike[str]) -> Path:
                 log=False,
             ),
         ),
-        Panel(
-            "eigenvalues",
-            "Curvature where the digits network ended",
-            "",
-            extreme_eigenvalues(found.analysis.point),
-        ),
+        *_curvature("Curvature where the digits network ended", found.analysis),
         Panel("training", "How the digits network trained", "", training_curves(found.run.history)),
     ]
     report = Report(

@@ -259,6 +259,10 @@ class Optimizer(Rule, torch.optim.Optimizer):
         groups = self._planned_groups()
         self._owners = [p for p in self._flat() if not is_lazy(p)]
         self._sharded = any(shard(p) is not p for p in self._owners)
+        for p in self._owners:
+            if p.is_meta or hasattr(p, "fake_mode"):
+                got = "one on the meta device" if p.is_meta else "a fake one"
+                raise TypeError(expected("params", "tensors with memory of their own", got))
         first = next(iter(self._owners), None)
         device = "cpu" if first is None else device_of(shard(first).detach())
         plan = Plan(self, groups, self._options, device)

@@ -25,6 +25,14 @@ class Plain(_BatchNorm):
     renorm: tuple[float, float] | None = None
     noise: Noise | None = None
 
+    def __new__(
+        cls, *given: Any, activation: str | None = None, negative_slope: float = 0.01, **named: Any
+    ) -> Any:
+        """With an activation, the module that holds the plain one."""
+        if activation is None:
+            return super().__new__(cls)
+        return BatchNormAct(cls(*given, **named), activation, negative_slope)
+
     def __init__(
         self,
         num_features: int,
@@ -125,6 +133,8 @@ class BatchNorm1d(Plain, torch.nn.BatchNorm1d):
     ghost, renorm, noise : optional
         See `saddlepoint.norm.batch_norm`. The step of the noise is drawn by PyTorch's generator.
         They are of training alone; what puts another module in this one's place leaves them out.
+    activation, negative_slope : optional
+        Make this a `BatchNormAct` around the module without them.
 
     Examples
     --------
