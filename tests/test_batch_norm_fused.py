@@ -556,6 +556,33 @@ def test_average_of_all_batches(rng: np.random.Generator) -> None:
     assert_array_equal((mean, var), before)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_vectors_keep_their_order(order: str, rng: np.random.Generator) -> None:
+    x = np.asarray(rng.standard_normal((4, 3)), order=order)
+    y, saved = norm.batch_norm(Vector.from_numpy(x))
+    dx = norm.batch_norm_backward(Vector.from_numpy(x), saved)[0]
+    assert (y.order, dx.order) == (order, order)
+    assert_array_equal(y.numpy(), norm.batch_norm(x)[0])
+
+
+def test_every_ghost_batch_counts(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((6, 3))
+    mean, var, count = np.zeros(3), np.ones(3), np.array(1.0)
+    norm.batch_norm(x, None, None, mean, var, momentum=None, count=count, ghost=2)
+    assert count == 4
+    # The average with the batch before, whose mean was 0 and variance 1.
+    parts = x.reshape(3, 2, 3)
+    assert_allclose(mean, parts.mean(1).sum(0) / 4, rtol=1e-13)
+    assert_allclose(var, (1.0 + parts.var(1, ddof=1).sum(0)) / 4, rtol=1e-13)
+
+
+def test_a_momentum_of_zero_leaves_the_statistics(rng: np.random.Generator) -> None:
+    mean, var = rng.standard_normal(3), rng.random(3) + 0.5
+    before = mean.copy(), var.copy()
+    norm.batch_norm(rng.standard_normal((5, 3)), None, None, mean, var, momentum=0.0)
+    assert_array_equal((mean, var), before)
+
+
 def test_count_with_a_momentum(rng: np.random.Generator) -> None:
     count = np.array(7)
     norm.batch_norm(rng.standard_normal((6, 3)), count=count)

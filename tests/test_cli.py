@@ -412,9 +412,15 @@ def test_demo(tmp_path: Path) -> None:
     assert float(accuracy[1]) > 95.0
     assert done.stdout.count("It hangs at loss") == 4  # one a singular value
     page = tmp_path / "saddlepoint-report" / "index.html"
+    spent = re.search(r"After (\d+) gradient evaluations", done.stdout)
+    assert spent is not None
     with Browser() as browser:
         browser.open(page)
         assert [m for m in browser.console if "willReadFrequently" not in m] == []
+        cells = browser.evaluate(
+            "[...document.querySelectorAll('tr')].map(r => [...r.cells].map(c => c.textContent))"
+        )
+        assert ["gradient evaluations, both", spent[1]] in cells
         drawn = browser.evaluate(
             "[...document.querySelectorAll('.js-plotly-plot')]"
             ".filter(p => p.querySelector('svg.main-svg')).length"

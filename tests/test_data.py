@@ -761,6 +761,30 @@ def test_a_share_is_the_same_every_time_and_each_row_is_used_once(tmp_path: Path
     assert len(data.x_test) == 10
     assert_array_equal(data.x_test, again.x_test)
     assert sorted([*data.x[:, 1], *data.x_test[:, 1]]) == list(range(40))
+    # The nearest whole number of rows.
+    assert [len(load(path, test=share).y) for share in (0.26, 0.27)] == [30, 29]
+    with pytest.raises(ValueError, match="test: expected a share that leaves rows"):
+        load(path, test=0.99)
+
+
+def test_labels_are_exact_as_far_as_float64_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", f"0.5,1\n0.25,{2**53 - 1}\n")
+    assert load(path, header=False).y.tolist() == [1, 2**53 - 1]
+    path = write(tmp_path / "b.csv", f"0.5,1\n0.25,{2**53}\n")
+    assert load(path, header=False, label=1).y.dtype == np.float32
+
+
+def test_a_file_may_be_as_large_as_the_limit(tmp_path: Path) -> None:
+    text = "0.125,0\n0.250,1\n"
+    path = write(tmp_path / "a.csv", text)
+    assert len(load(path, header=False, max_bytes=len(text)).x) == 2
+    with pytest.raises(FileFormatError, match=f"at most max_bytes = {len(text) - 1} bytes"):
+        load(path, header=False, max_bytes=len(text) - 1)
+    labels = tmp_path / "labels-idx1-ubyte"
+    labels.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 5, 0, 4]))
+    assert read_idx(labels, max_bytes=3).tolist() == [5, 0, 4]
+    with pytest.raises(FileFormatError, match="at most max_bytes = 2 bytes, got 3"):
+        read_idx(labels, max_bytes=2)
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.npz", "idx"])

@@ -64,6 +64,31 @@ def test_gradients_and_products_are_pytorchs(
     assert_array_equal(mine.gradient(p.params.theta), at.gradient)
 
 
+@pytest.mark.parametrize("share", [1, 3, 10])
+def test_tangents_of_a_block_stay_within_the_budget(share: int, rng: np.random.Generator) -> None:
+    p = random_problem(4, batch_norm=False)
+    stored = objective(p)._pass(len(p.x), "product").nbytes
+    budget = share * stored
+    at = objective(p, memory_budget=budget).linearize(p.params.theta)
+    each = max(native.tangent_nbytes(1) for native in at._passes.values())
+    assert at._block_size() == max(1, budget // each)
+    v = np.asfortranarray(direction(p, rng, 2 * at._block_size() + 1))
+    columns = [at.hvp(np.ascontiguousarray(column)) for column in v.T]
+    assert distance(at.hvp(v), np.stack(columns, axis=1)) < 1e-13
+
+
+@pytest.mark.parametrize("first", [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.Identity()], ids=repr)
+def test_what_comes_before_the_first_parameter_does_not_move(
+    first: nn.Layer, rng: np.random.Generator
+) -> None:
+    net = nn.Sequential(first, nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x, y = rng.standard_normal((5, 3)), rng.standard_normal((5, 2))
+    p = Problem(net, nn.MeanSquaredError(), net.init(rng, "float64"), x, y)
+    theirs, at, v = TorchLoss(p), objective(p).linearize(p.params.theta), direction(p, rng)
+    for _ in range(2):  # memory that was used before holds no zeros
+        assert distance(at.hvp(v), theirs.product(v)) < 1e-10
+
+
 @modes
 @pytest.mark.parametrize("seed", range(32, 40))
 def test_gradients_and_products_are_the_references(

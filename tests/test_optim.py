@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -971,6 +972,8 @@ REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
      "alpha: expected at least 0, got -1.0"),
     ("etas", lambda: optim.Rprop(F4, etas=(0.5, 0.9)), ValueError,
      "etas: expected 0 < etas[0] < 1 < etas[1], got (0.5, 0.9)"),
+    ("etas-zero", lambda: optim.Rprop(F4, etas=(0.0, 1.2)), ValueError,
+     "etas: expected 0 < etas[0] < 1 < etas[1], got (0.0, 1.2)"),
     ("rho", lambda: optim.Adadelta(F4, rho=1.5), ValueError,
      "rho: expected within [0, 1], got 1.5"),
     ("momentum-decay", lambda: optim.NAdam(F4, momentum_decay=-1.0), ValueError,
@@ -1051,6 +1054,7 @@ GOOD = {"step": 3, "exp_avg": F8, "exp_avg_sq": F8}
     [
         ([{"step": 3, "exp_avg": F8}], "state: expected ['exp_avg', 'exp_avg_sq', 'step'], got "),
         ([{**GOOD, "exp_avg_sq": F8[:3]}], "exp_avg_sq: expected shape (4,), got (3,)"),
+        ([{**GOOD, "step": 2.5}], "step: expected a whole number within [0, 2^63), got 2.5"),
         ([GOOD, GOOD], "state: expected 1 parameters in 1 groups, got 2 in 1"),
         ([], "state: expected 1 parameters in 1 groups, got 0 in 1"),
     ],
@@ -1062,6 +1066,44 @@ def test_load_state_dict_refuses(saved: list[dict[str, Any]], message: str) -> N
         optimizer.load_state_dict({"state": saved, "param_groups": groups})
     assert optimizer.steps == 0
     assert_array_equal(states_of(optimizer)["exp_avg"][0], np.zeros(4))
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)])
+def test_states_are_told_where_their_parameter_has_them(
+    axes: tuple[int, ...], rng: np.random.Generator
+) -> None:
+    p = rng.standard_normal((2, 3, 4)).transpose(axes)
+    g = rng.standard_normal(p.shape)
+    optimizer = optim.Adam(p, betas=(0.5, 0.75))
+    optimizer.step(g)
+    (entry,) = optimizer.state_dict()["state"]
+    assert_allclose(entry["exp_avg"], 0.5 * g, rtol=1e-14)
+    assert_allclose(entry["exp_avg_sq"], 0.25 * g * g, rtol=1e-14)
+
+
+@pytest.mark.parametrize("bit", [0, 15])
+def test_states_that_no_bfloat16_holds_are_refused(bit: int) -> None:
+    optimizer = optim.Adam(np.ones(4, np.float32), state_dtype="bfloat16")
+    saved = optimizer.state_dict()
+    saved["state"][0]["exp_avg"] = np.full(4, 1.0 + 2.0 ** (bit - 23), np.float32)
+    with pytest.raises(ValueError, match="exp_avg: expected values of bfloat16"):
+        optimizer.load_state_dict(saved)
+
+
+def test_a_pickle_goes_on_to_the_bit() -> None:
+    optimizer = optim.NAdam(np.ones((2, 3)), lr=0.1, ema_decay=0.5)
+    optimizer.step(np.full((2, 3), 0.5))
+    twin = pickle.loads(pickle.dumps(optimizer))
+    for either in (optimizer, twin):
+        either.step(np.arange(6.0).reshape(2, 3))
+    for a, b in zip(contents_of(optimizer), contents_of(twin), strict=True):
+        assert_array_equal(a, b)
+
+
+def contents_of(optimizer: Any) -> list[Array]:
+    """All arrays and numbers that a step changes."""
+    (entry,) = optimizer.state_dict()["state"]
+    return [optimizer.param_groups[0]["params"][0], *(entry[name] for name in sorted(entry))]
 
 
 def test_an_absent_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from saddlepoint.report import (
     extreme_eigenvalues,
     loss_comparison,
     loss_surface,
+    pages,
     training_curves,
     write,
 )
@@ -233,6 +234,38 @@ def test_the_verdict_comes_first_and_is_the_largest(browser: Browser, page: Path
     assert browser.evaluate("document.querySelector('pre').textContent") == (
         "saddlepoint report --seed 0"
     )
+
+
+def test_the_best_epochs_are_told_of() -> None:
+    losses, shares = [0.9, 0.5, 0.7], [0.25, 0.875, 0.5]
+    curves = history(30, epoch_step=[10, 20, 30], train_loss=[0.9, 0.6, 0.4])
+    figure = training_curves(
+        SimpleNamespace(**vars(curves) | {"validation_loss": losses, "validation_accuracy": shares})
+    )
+    assert "The validation loss is lowest, 0.5, after update 20." in caption(figure)
+    assert "The best validation accuracy is 87.5%." in caption(figure)
+
+
+@pytest.mark.parametrize(("least", "kind"), [(1.0, "linear"), (0.02, "linear"), (0.0199, "log")])
+def test_an_axis_is_logarithmic_over_more_than_a_factor_of_fifty(least: float, kind: str) -> None:
+    curves = SimpleNamespace(
+        step=[1, 2, 3], loss=[1.0, 0.5, least], gradient_norm=[1.0] * 3, epoch_step=[3],
+        train_loss=[0.5], validation_loss=[0.5], validation_accuracy=[np.nan],
+    )  # fmt: skip
+    figure: Any = training_curves(curves)
+    assert figure.layout.yaxis.type == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("minimum", "At a minimum"),
+        ("saddle", "Stuck at a saddle point"),
+        ("degenerate", "On flat ground"),
+    ],
+)
+def test_each_kind_of_point_has_its_headline(kind: str, words: str) -> None:
+    assert pages._HEADLINES[kind] == words
 
 
 def test_hostile_text_is_shown_as_text(browser: Browser, tmp_path: Path) -> None:

@@ -300,6 +300,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "one bit": (flip_last_bit, "files that were written together"),
     "no digest": (parameters(lambda arrays: None), "files that were written together"),
+    "an array too many": (
+        parameters(lambda arrays: arrays.update(w=np.ones(1, np.float32))),
+        r"parameters\.safetensors: expected \d+ numbers for layers",
+    ),
     "another name": (
         parameters(lambda arrays: arrays.update(w=arrays.pop("0.weight"))),
         r"parameters\.safetensors: expected 0\.weight of shape",
@@ -345,6 +349,16 @@ def test_configurations_are_checked(
 ) -> None:
     with pytest.raises(error, match=message):
         Config(**fields_)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "identity"])
+def test_a_built_network_starts_with_the_variance_of_its_activation(activation: str) -> None:
+    net = runs.build_network((400, 100, 300), activation)
+    first, last = (w for w in net.unflatten(net.init(0).theta).values() if w.ndim == 2)
+    wanted = 2 / 400 if activation == "relu" else 2 / (400 + 100)  # He et al.; Glorot & Bengio
+    # A variance of N normal numbers deviates by √(2/N) of itself: five times that.
+    assert first.var() == pytest.approx(wanted, rel=5 * math.sqrt(2 / first.size))
+    assert last.var() == pytest.approx(2 / (100 + 300), rel=5 * math.sqrt(2 / last.size))
 
 
 def test_digits_take_no_options() -> None:

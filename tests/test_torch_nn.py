@@ -276,6 +276,17 @@ def test_trains_and_evaluates_as_torch(
         assert_near([x, *mine.state_dict().values()], [x, *theirs.state_dict().values()])
 
 
+def test_tracking_that_ends_leaves_the_statistics_to_evaluation(rng: np.random.Generator) -> None:
+    theirs, mine = pair(rng, (5, 3))
+    before = [tensor.clone() for tensor in theirs.state_dict().values()]
+    for bn in (theirs, mine):
+        bn.track_running_stats = False
+    for train in (True, False):
+        x = normal(rng, 5, 3)
+        assert_near(mine.train(train)(x), theirs.train(train)(x))
+        assert_near([*mine.state_dict().values()], before)
+
+
 @pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
 @every_mode
 @every_activation
@@ -1461,6 +1472,19 @@ class TestCompile:
             small_network(), batches, partial(torch.compile, backend=backend, fullgraph=True)
         )
 
+    def test_ghosts_are_of_training_alone(self, rng: np.random.Generator, backend: str) -> None:
+        x = normal(rng, 5, 2, 3, 3)
+        for train in (True, False):
+            model = ours.BatchNorm2d(2, ghost=2).double().train(train)
+            model.running_var.fill_(4.0)
+            results = []
+            for m in (model, torch.compile(copy.deepcopy(model), backend=backend, fullgraph=True)):
+                (leaf,) = leaves_of([x])
+                y = m(leaf)
+                y.pow(3).sum().backward()
+                results.append([y, leaf.grad, *(p.grad for p in m.parameters())])
+            assert_near(results[1], results[0])
+
     def test_dynamic_shapes(self, rng: np.random.Generator, backend: str) -> None:
         """Compiled once for all batch sizes."""
         counter = CompileCounterWithBackend(backend)
@@ -1885,6 +1909,15 @@ def test_a_relu_with_hooks_is_not_folded(rng: np.random.Generator) -> None:
     x = normal(rng, 5, 3)
     mine(x)
     assert_near(seen[0], Formula(3)(x))
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_has_a_hook_is_not_folded(kind: str, place: int) -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU())
+    getattr(net[place], f"register_{kind}_hook")(lambda *_: None)
+    mine = ours.convert_batch_norm(net)
+    assert [type(m) for m in mine] == [ours.BatchNorm1d, nn.ReLU]
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])

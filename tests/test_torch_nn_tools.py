@@ -332,6 +332,11 @@ def test_without_statistics_training_is_a_function() -> None:
     assert near(program(2 * X), nn.BatchNorm2d(3, track_running_stats=False)(2 * X))
 
 
+def test_what_is_written_down_has_the_slope() -> None:
+    act = ours.BatchNormAct(ours.BatchNorm2d(3), "leaky_relu", 0.3).eval()
+    assert near(make_fx(act)(X)(-X), nn.functional.leaky_relu(act.norm(-X), 0.3))
+
+
 # Tensors without numbers.
 
 

@@ -546,6 +546,35 @@ def test_averages_begin_at_the_parameters_without_a_file_of_ours() -> None:
     assert_near(mine.ema, [before + 0.25 * (params[0].detach() - before)])
 
 
+def test_averages_begin_at_the_parameters_whoever_looks() -> None:
+    params = parameters((4, 3))
+    mine = ours.Adam(params, lr=0.1, ema_decay=0.75)
+    before = params[0].detach().clone()
+    steps(mine, params, range(1))
+    assert_near(mine.ema, [before + 0.25 * (params[0].detach() - before)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_adafactors_eps_is_the_spacing_at_one(dtype: torch.dtype) -> None:
+    """A gradient of a tenth of it is divided by it."""
+    p, eps = nn.Parameter(torch.ones(8, dtype=dtype)), torch.finfo(dtype).eps
+    p.grad = torch.full_like(p, 0.1 * eps)
+    ours.Adafactor([p], lr=1.0).step()
+    assert_near([p.detach()], [torch.full_like(p, 0.9)], 2 * eps)
+
+
+def test_an_average_alone_is_saved_and_loaded() -> None:
+    stepped, waiting = parameters((4, 3), (2,))
+    mine = ours.Adam([stepped, waiting], ema_decay=0.75)
+    steps(mine, [stepped], range(2))
+    wanted = [average.clone() for average in mine.ema]
+    saved = through_a_file(mine.state_dict())
+    assert set(saved["state"][1]) == {"ema"}  # what waits for a gradient has no moments yet
+    other = ours.Adam([p.detach().clone() + 1.0 for p in (stepped, waiting)], ema_decay=0.75)
+    other.load_state_dict(saved)
+    assert_near(other.ema, wanted)
+
+
 def test_saving_many_parameters_takes_one_pass() -> None:
     """Eight times as many parameters take about eight times as long."""
 
@@ -1454,6 +1483,22 @@ def test_module_made_double_before_the_first_step() -> None:
     assert_as_torch(scenario)
 
 
+def test_module_made_double_between_steps() -> None:
+    def scenario(optimizers: Any) -> list[Tensor]:
+        module = network(dtype=torch.float32)
+        optimizer = optimizers.SGD(module.parameters(), lr=0.1, momentum=0.5)
+        for p in module.parameters():
+            p.grad = torch.full_like(p, 0.25)  # buffers that float32 holds exactly
+        optimizer.step()
+        module.double()
+        if optimizers is torch.optim:  # which leaves its buffers as they are, and raises
+            for entry in optimizer.state.values():
+                entry["momentum_buffer"] = entry["momentum_buffer"].double()
+        return train(module, optimizer, range(3))
+
+    assert_as_torch(scenario)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @every_name
 def test_low_precision_modules(name: str, dtype: torch.dtype) -> None:
@@ -1475,6 +1520,7 @@ def test_low_precision_modules(name: str, dtype: torch.dtype) -> None:
         for p, q, old in zip(low, wide, before, strict=True):
             assert torch.equal(p.detach(), q.detach().to(dtype))
             assert not torch.equal(p.detach(), old)
+    numbers = {"step", *optimizer.carried}  # exact, in a dtype of their own
     for p in low:
         held = {k: v for k, v in optimizer.state[p].items() if v.ndim or k not in NUMBERS}
         assert all(v.dtype == torch.float32 for v in held.values())

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -291,26 +292,40 @@ def test_history_has_the_shapes_it_says_and_survives_json() -> None:
         assert_array_equal(getattr(again, name), getattr(history, name), strict=True)
 
 
-def test_seconds_are_those_of_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
+class Timed(optim.SGD):
+    """Every update takes two seconds of `Timed.clock`; the fourth may be interrupted."""
 
-    class Slow(optim.SGD):
-        def step(self, *arguments: Any, **options: Any) -> Any:
-            now[0] += 2.0
-            return super().step(*arguments, **options)
+    clock = 0.0
+    stop = False
 
-    def scores(*_: Any) -> tuple[float, float]:
-        now[0] += 100.0
-        return 0.0, 0.0
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        super().step(*args, **kwargs)
+        Timed.clock += 2.0
+        if Timed.stop and self.steps == 4:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr("saddlepoint.train.time.perf_counter", lambda: now[0])
-    monkeypatch.setattr("saddlepoint.train._scores", scores)
-    net, held_out = network(), data(8)
-    run = sp.fit(
-        net, net.init(0, "float64"), nn.CrossEntropy(), data(40), validation=held_out, rng=0,
-        optimizer=lambda theta: Slow(theta, lr=0.1), epochs=3, batch_size=10,
-    )  # fmt: skip
-    assert_array_equal(run.history.seconds, [8.0, 8.0, 8.0])
+
+def test_seconds_are_those_of_the_updates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def passing(seconds: float, result: Any) -> Any:
+        Timed.clock += seconds
+        return result
+
+    monkeypatch.setattr(Timed, "clock", 1e5)
+    monkeypatch.setattr(Timed, "stop", True)
+    module = sys.modules["saddlepoint.train"]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: Timed.clock))
+    monkeypatch.setattr(module, "_scores", lambda *_: passing(100.0, (0.5, 0.5)))
+    net, pair = network(), data(48)
+    how: dict[str, Any] = {
+        "optimizer": Timed, "epochs": 3, "batch_size": 24, "rng": 0, "validation": pair,
+        "checkpoint": lambda _: passing(1000.0, None), "checkpoint_every": 0.0,
+    }  # fmt: skip
+    begun = sp.fit(net, net.init(0, "float64"), nn.CrossEntropy(), pair, **how)
+    assert begun.stopped == "interrupted"
+    assert_array_equal(begun.history.seconds, [4.0])
+    Timed.stop = False
+    run = sp.fit(net, begun.params, nn.CrossEntropy(), pair, resume=begun, **how)
+    assert_array_equal(run.history.seconds, [4.0, 4.0, 4.0])
 
 
 def test_divergence_stops_the_run() -> None:
@@ -585,6 +600,10 @@ def test_what_cannot_go_on_is_said() -> None:
     half = train(2)
     with pytest.raises(ValueError, match="epochs: expected at least the 2 begun before, got 1"):
         train(1, resume=half)
+    assert half.state is not None
+    begun = dataclasses.replace(half, state=dataclasses.replace(half.state, updates=1))
+    with pytest.raises(ValueError, match="epochs: expected at least the 3 begun before, got 2"):
+        train(2, resume=begun)
     net, (x, y) = network(batch_norm=True), data(40)
     with pytest.raises(ValueError, match="data: expected the 50 rows of before, got 40"):
         sp.fit(net, half.params, nn.CrossEntropy(), (x, y), epochs=3, resume=half)
@@ -819,6 +838,7 @@ def test_json_of_a_history_is_strict() -> None:
         ({"learning_rate": [1.0, None]}, ValueError, "learning_rate: expected what"),
         ({"seconds": [-1.0]}, ValueError, "seconds: expected what"),
         ({"validation_accuracy": [1.5]}, ValueError, "validation_accuracy: expected what"),
+        ({"validation_accuracy": [-0.5]}, ValueError, "validation_accuracy: expected what"),
     ],
 )
 def test_histories_that_no_training_leaves(
@@ -830,5 +850,6 @@ def test_histories_that_no_training_leaves(
         "validation_loss": [None], "validation_accuracy": [None], "seconds": [0.1],
     }  # fmt: skip
     History.from_dict(saved)
+    History.from_dict({**saved, "seconds": [0.0]})  # a clock may be coarse
     with pytest.raises(error, match=message):
         History.from_dict({**saved, **change})

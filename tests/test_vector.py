@@ -46,9 +46,18 @@ def test_dot_and_norm(kind: Any, dtype: str, n: int, rng: np.random.Generator) -
     assert abs(vector.norm(kind(x)) - exact) <= steps * EPS * exact
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e170, 1e300])
+@dtypes
+def test_dot_of_more_blocks_than_are_summed_at_once(dtype: str) -> None:
+    x = np.ones(1024 * BLOCK + 3, dtype)  # 1024: at_once in csrc/ops/vector.cpp
+    x[-3:] = 5
+    y = np.ones_like(x)
+    y[0], y[-1] = 7, 3
+    assert vector.dot(x, y) == len(x) + 6 + 4 + 4 + 14  # of integers: exact
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e-157, 1e170, 1e300])
 def test_norm_where_squares_leave_the_range(scale: float) -> None:
-    # A handful of roundings; the squares alone would give 0 or infinity.
+    # A handful of roundings; the squares alone would give 0, a few bits, or infinity.
     assert abs(vector.norm(scale * np.array([3.0, 4.0])) / (5.0 * scale) - 1.0) <= 10 * EPS
 
 
