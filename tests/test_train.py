@@ -832,6 +832,7 @@ def test_json_of_a_history_is_strict() -> None:
         ({"epoch_step": [3]}, ValueError, "epoch_step: expected what a training leaves"),
         ({"epoch_step": [2**60]}, ValueError, "epoch_step: expected at least 0"),
         ({"loss": [1.0, "2"]}, TypeError, "loss: expected a number or null, got '2'"),
+        ({"loss": [1.0, 10**400]}, ValueError, "loss: expected a number or null, got 1000"),
         ({"loss": [1.0, True]}, TypeError, "loss: expected a number or null, got True"),
         ({"loss": 1.0}, TypeError, "loss: expected a list of numbers, got float"),
         ({"gradient_norm": [1.0, -1.0]}, ValueError, "gradient_norm: expected what"),

@@ -136,7 +136,10 @@ def _spelled(name: str, value: object) -> float:
         return float(str(value))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(expected(name, "a number or null", repr(value)[:40]))
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(expected(name, "a number or null", f"{str(value)[:40]}…")) from None
 
 
 def checked(
@@ -384,7 +387,7 @@ def digest(files: Mapping[str, bytes], arrays: Mapping[str, Array]) -> str:
         total.update(f"{name} {len(content)}\n".encode() + content)
     for name, values in sorted(arrays.items()):
         total.update(f"{name} {values.dtype} {values.shape}\n".encode())
-        total.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        total.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 
