@@ -232,7 +232,9 @@ PYTHON = [
         "norm / self._options.max_norm",
         "test_torch_optim_processes.py",
     ),
-    Mutation("torch/sharded.py", ' or group == "local"', "", "test_torch_optim_processes.py"),
+    Mutation(
+        "torch/sharded.py", 'group == "local" and', "False and", "test_torch_optim_processes.py"
+    ),
     Mutation(
         "torch/sharded.py",
         "if place.is_shard())",
@@ -447,11 +449,11 @@ PYTHON = [
         'he_normal if activation != "relu"',
         "test_runs.py -k built_network",
     ),
-    Mutation("runs.py", "overwrite or bool(kept)", "overwrite", "test_runs.py -k while_it_goes_on"),
+    Mutation("runs.py", "overwrite or not first", "overwrite", "test_runs.py -k while_it_goes_on"),
     Mutation("runs.py", "if size != held:", "if size > held:", "test_runs.py -k no_run_is_made"),
     Mutation(
         "history.py",
-        "total.update(np.ascontiguousarray(values).tobytes())",
+        "total.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)",
         "pass",
         "test_runs.py -k no_run_is_made",
     ),
