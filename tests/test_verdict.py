@@ -406,14 +406,14 @@ ADAPTIVE: dict[str, Any] = {"plain": False, "rate_is_step": False}
         ({"whole_batches": True}, "flat ones hold it.", "Raise the rate from 0.1: to 0.25, 1/"),
         ({"whole_batches": True, "rate": 0.4}, "flat ones hold it.", "Add momentum, 0.9 say, or "),
         ({"whole_batches": True, "plain": False}, "hold it.", "Compare a quarter of the rate"),
-        ({"whole_batches": True, **ADAPTIVE}, "flat ones hold it.", "Take another optimizer"),
+        ({"whole_batches": True, **ADAPTIVE}, "does not tell", "Compare the optimizer"),
         ({}, "the noise of mini-batches", "Compare a quarter of the rate 0.1, and batches"),
         # The rate of Rprop is its first step alone, and says nothing of the way made.
-        ({"rate": 1e-9, **ADAPTIVE}, "the noise of mini-batches", "Compare batches four times"),
+        ({"rate": 1e-9, **ADAPTIVE}, "does not tell", "Compare the optimizer's default rate, bat"),
         ({"rate": 1e-9, "plain": False}, "rate is too small.", "Raise the rate from 1e-09: to 1e-"),
         ({"rate": 0.0}, "rate is too small.", "Raise the rate from 0: to 0.25, 1/λ"),
         ({"rate": 0.0, "plain": False}, "rate is too small.", "Raise the rate from 0: to 0.01."),
-        ({"rate": 0.0, **ADAPTIVE}, "rate is too small.", "Raise the rate from 0: to the opt"),
+        ({"rate": 0.0, **ADAPTIVE}, "rate is too small.", "Raise the rate from 0: to the o"),
         # Momentum of 1.
         ({"rate": math.inf}, "a momentum of 1 or more, past gradients", "Lower the momentum"),
     ],

@@ -272,9 +272,15 @@ def _standing_still(
         )
         small = rate == 0.0 or updates * rate < 0.01 * typical
         better = f"{10 * rate or 0.01 * typical or 1e-3:.2g}"
+    elif rate > 0.0:
+        batches = "" if training.whole_batches else ", batches four times as large"
+        return (
+            f"{reason}The rate, {rate:.2g}, does not tell how far the {updates} updates went.",
+            f"Compare the optimizer's default rate{batches}, and another optimizer, Adam say.",
+        )
     else:
-        reason += f"The rate, {rate:.2g}, does not tell how far the {updates} updates went"
-        small, better = rate == 0.0, "the optimizer's default"
+        reason += f"The rate was 0 for {updates} updates"
+        small, better = True, "the optimizer's default"
     if small:
         return f"{reason}: the rate is too small.", f"Raise the rate from {rate:.2g}: to {better}."
     if training.plain and edge > 2.0:
@@ -288,16 +294,11 @@ def _standing_still(
             return reason, f"Raise the rate from {rate:.2g}: to {better}."
         if training.plain:
             return reason, "Add momentum, 0.9 say, or take Adam."
-        if training.rate_is_step:
-            return reason, f"Compare a quarter of the rate {rate:.2g}, and four times as much."
-        return reason, "Take another optimizer, Adam say."
-    reason += ": the noise of mini-batches, or steep directions beside flat ones, hold it."
-    if training.plain or training.rate_is_step:
-        return (
-            reason,
-            f"Compare a quarter of the rate {rate:.2g}, and batches four times as large.",
-        )
-    return reason, "Compare batches four times as large, or another optimizer, Adam say."
+        return reason, f"Compare a quarter of the rate {rate:.2g}, and four times as much."
+    return (
+        f"{reason}: the noise of mini-batches, or steep directions beside flat ones, hold it.",
+        f"Compare a quarter of the rate {rate:.2g}, and batches four times as large.",
+    )
 
 
 def _inverse(point: CriticalPoint) -> str:
