@@ -310,6 +310,7 @@ def fit(
                     if checkpoint is not None and not begun:
                         save(now("unfinished"))  # takes the place, once it is known to work
                         saved, begun = time.perf_counter(), True
+                        began = saved - seconds  # the epoch's time goes on as it stood
                     tick()
                     signals.deliver()
                 if stopped == "diverged":
