@@ -538,8 +538,10 @@ def analyze(
     training = Training(
         updates=len(history.loss),
         fall=last_tenth(history.loss, history.train_loss),
-        rate=rate / (1.0 - config.momentum) if config.momentum < 1.0 else math.inf,
-        plain=config.optimizer == "sgd",
+        rate=rate / (1.0 - config.momentum) if config.momentum < 1.0 else rate and math.inf,
+        plain=config.optimizer in ("sgd", "asgd"),
+        rate_is_step=config.optimizer not in ("rprop", "adadelta"),
+        whole_batches=config.batch_size >= len(dataset.x),
         initial_loss=objective.loss(start),
         initial_gradient_norm=initial,
         highest_loss=float(np.max(history.loss, initial=0.0)),
