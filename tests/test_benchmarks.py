@@ -420,7 +420,7 @@ def test_quick_run_writes_a_json(tmp_path: Path) -> None:
 def test_unknown_bench_or_device_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["nonsense"])
-    assert "NAME: expected batch_norm, epoch" in capsys.readouterr().err
+    assert "NAME: expected batch_norm, busy, epoch" in capsys.readouterr().err
 
 
 def report_of(device: str = "cpu") -> dict[str, Any]:

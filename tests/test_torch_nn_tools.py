@@ -5,6 +5,7 @@ write need no saddlepoint, and `to_torch` is the way back.
 from __future__ import annotations
 
 import copy
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -470,6 +471,8 @@ def test_an_activation_makes_it_a_module_that_holds_the_norm() -> None:
     assert torch.equal(made(x), wanted)
     with pytest.raises(ValueError, match="activation: expected"):
         ours.BatchNorm1d(3, activation="elu")
+    for kind in (ours.BatchNorm3d, ours.SyncBatchNorm):
+        assert {"num_features", "activation"} <= set(inspect.signature(kind).parameters)
 
 
 def test_an_activation_with_another_forward_is_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ class Plain(_BatchNorm):
         if activation is None:
             return super().__new__(cls)
         return BatchNormAct(cls(*given, **named), activation, negative_slope)
+
+    def __init_subclass__(cls) -> None:
+        # What tools and help read: `__init__`'s arguments and those that `__new__` takes.
+        more = inspect.signature(Plain.__new__).parameters
+        own = [*inspect.signature(cls.__init__).parameters.values()][1:]
+        own += [more["activation"], more["negative_slope"]]
+        cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
 
     def __init__(
         self,
