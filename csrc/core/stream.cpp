@@ -49,8 +49,8 @@ class Team {
     }
 
    private:
-    // Some hundred microseconds: at a tenth of it members of equal shares slept, and a step on MNIST
-    // took half as long again.
+    // Some hundred microseconds: at a tenth of it members of equal shares slept, and a step on
+    // MNIST took half as long again.
     static constexpr int looks = 100000;
 
     void open(unsigned phase) {
