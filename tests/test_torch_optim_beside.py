@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 import saddlepoint.torch.optim as ours
 from saddlepoint import optim
+from saddlepoint.optim.plan import Plan
 from test_optim import NAMES
 from test_torch_optim import SHARED, contents, double_precision, feed, shapes_for, steps
 
@@ -593,17 +596,24 @@ def test_numbers_that_are_none() -> None:
             optimizer.step()
 
 
-def test_groups_may_be_added_while_others_step() -> None:
-    optimizer = ours.SGD([nn.Parameter(torch.ones(50))], lr=0.1)
-    added = [nn.Parameter(torch.ones(50)) for _ in range(40)]
+def test_groups_may_be_added_while_others_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that comes in the middle of a step waits for its end."""
+    begun, run = threading.Event(), Plan.run
 
-    def step(_: int) -> None:
-        optimizer.step()
+    def slowly(self: Plan, *given: Any, **named: Any) -> None:
+        begun.set()
+        time.sleep(0.2)
+        run(self, *given, **named)
 
-    with ThreadPoolExecutor(2) as pool:
-        stepping = [pool.submit(step, k) for k in range(200)]
-        for p in added:
-            optimizer.add_param_group({"params": [p]})
-        for done in stepping:
-            done.result()
-    assert len(optimizer.param_groups) == 41
+    monkeypatch.setattr(Plan, "run", slowly)
+    params = [nn.Parameter(torch.ones(5)) for _ in range(2)]
+    feed(params, 0)
+    optimizer = ours.SGD(params[:1], lr=0.1)
+    with ThreadPoolExecutor(1) as pool:
+        stepped = pool.submit(optimizer.step)
+        assert begun.wait(10.0)
+        optimizer.add_param_group({"params": params[1:]})
+        stepped.result()
+    assert torch.equal(params[1].detach(), torch.ones(5))
+    optimizer.step()
+    assert not torch.equal(params[1].detach(), torch.ones(5))
