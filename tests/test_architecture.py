@@ -25,41 +25,89 @@ from saddlepoint import _core
 ROOT = Path(__file__).resolve().parents[1]
 CSRC, PACKAGE = ROOT / "csrc", ROOT / "python" / "saddlepoint"
 
-# csrc: core ← ops ← {optim, norm, nn, eigen} ← bindings; nn may use norm.
+# csrc: core ← ops ← {optim, norm, nn} ← bindings; nn may use norm.
 FOLDERS: dict[str, set[str]] = {
     "core": {"core"},
     "ops": {"core", "ops"},
     "optim": {"core", "ops", "optim"},
     "norm": {"core", "ops", "norm"},
     "nn": {"core", "ops", "norm", "nn"},
-    "eigen": {"core", "ops", "eigen"},
-    "bindings": {"core", "ops", "optim", "norm", "nn", "eigen", "bindings"},
+    "bindings": {"core", "ops", "optim", "norm", "nn", "bindings"},
 }
-SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".hpp", ".cpp", ".cu", ".cuh"))
+# The suffix is the backend: _isa sources are the CPU's, compiled once for each instruction set. A
+# backend sees what is shared and its own.
+BACKENDS = {"shared": {"shared"}, "cpu": {"shared", "cpu"}, "gpu": {"shared", "gpu"}}
+BACKENDS["isa"] = {"shared", "cpu", "isa"}
+SYSTEM = {"omp.h": "cpu", "immintrin.h": "isa", "cuda_runtime.h": "gpu", "dlfcn.h": "gpu"}
 
 
-def test_csrc_includes_point_inwards() -> None:
-    assert {p.relative_to(CSRC).parts[0] for p in SOURCES} <= set(FOLDERS)
-    for source in SOURCES:
-        folder = source.relative_to(CSRC).parts[0]
-        text = source.read_text()
-        for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, re.MULTILINE):
-            assert (CSRC / included).is_file(), f"{source}: {included} is not from csrc/"
-            assert included.split("/")[0] in FOLDERS[folder], f"{source} sees {included}"
-        system = re.findall(r"^\s*#\s*include\s*<([^>]+)>", text, re.MULTILINE)
-        python = [name for name in system if re.match(r"pybind11/|Python\.h|numpy/", name)]
-        assert folder == "bindings" or not python, f"{source} sees {python}"
+def backend_of(name: str) -> str:
+    """The backend of a source, by its name."""
+    stem, suffix = name.rsplit("/", 1)[-1].rsplit(".", 1)
+    if stem == "gpu" or suffix in ("cu", "cuh"):
+        return "gpu"
+    marked = stem.rsplit("_", 1)[-1]
+    return marked if marked in BACKENDS else "shared"
 
 
-def test_shared_sources_do_not_see_a_backend() -> None:
-    backends = re.compile(r'#\s*include\s*["<](\S+(?:\.cuh|_cpu\.hpp|_cuda\.hpp)|cuda\S*|omp\.h)')
-    for source in SOURCES:
-        twins = {source.with_suffix(s) for s in (".cpp", ".cu")} & set(SOURCES)
-        marked = re.search(r"_cpu\.|_cuda\.|parallel", source.name) or source.suffix == ".cuh"
-        if source.suffix == ".hpp" and not marked:
-            assert not backends.findall(source.read_text()), source
-        if source.suffix == ".cpp" and len(twins) == 2:
-            assert not re.search(r"\.cuh|_cuda\.hpp|<cuda", source.read_text()), source
+def violations(sources: dict[str, str]) -> list[str]:
+    """What of the sources of csrc, by path, sees what it must not."""
+    found = []
+    for path, text in sources.items():
+        folder, backend = path.split("/")[0], backend_of(path)
+        if path.endswith((".cu", ".cuh")) and not re.search(r"_gpu\.cuh?$", path):
+            found.append(f"{path}: _gpu is missing")
+        for opening, name in re.findall(r'^\s*#\s*include\s*(["<])([^">]+)', text, re.MULTILINE):
+            if opening == '"' and name not in sources:
+                found.append(f"{path}: {name} is not from csrc/")
+            elif opening == '"':
+                allowed = name.split("/")[0] in FOLDERS[folder]
+                if not allowed or backend_of(name) not in BACKENDS[backend]:
+                    found.append(f"{path} sees {name}")
+            elif SYSTEM.get(name, "shared") not in BACKENDS[backend]:
+                found.append(f"{path} sees {name}")
+            elif re.match(r"cu[a-z_]*\.h|cuda|thrust/|cub/", name) and path != "core/gpu.hpp":
+                found.append(f"{path} sees {name}, which is behind core/gpu.hpp")
+            elif re.match(r"pybind11/|Python\.h|numpy/", name) and folder != "bindings":
+                found.append(f"{path} sees {name}")
+    return found
+
+
+SOURCES = {
+    str(p.relative_to(CSRC)): p.read_text()
+    for p in sorted(CSRC.rglob("*"))
+    if p.suffix in (".hpp", ".cpp", ".cu", ".cuh")
+}
+
+
+def test_sources_see_what_is_further_in_and_their_own_backend() -> None:
+    assert len(SOURCES) > 100
+    assert violations(SOURCES) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("nn/linear.cpp", '#include "core/gpu.hpp"'),
+        ("nn/linear.cpp", '#include "ops/map_gpu.cuh"'),
+        ("nn/linear.cpp", "#include <cuda_runtime.h>"),
+        ("nn/loss_isa.cpp", '#include "ops/map_gpu.cuh"'),
+        ("nn/loss_gpu.cu", '#include "ops/map_isa.hpp"'),
+        ("nn/loss_gpu.cu", "#include <cub/cub.cuh>"),
+        ("nn/layer.hpp", '#include "core/isa_cpu.hpp"'),
+        ("nn/layer.hpp", "#include <omp.h>"),
+        ("nn/layer.hpp", '#include "optim/rules.hpp"'),
+        ("nn/layer.hpp", "#include <pybind11/pybind11.h>"),
+        ("core/stream.hpp", '#include "ops/map.hpp"'),
+        ("core/stream_cpu.cpp", '#include "ops/map_isa.hpp"'),
+        ("ops/map.hpp", '#include "nowhere.hpp"'),
+        ("bindings/bind_nn.cpp", '#include "core/threads_cpu.hpp"'),
+        ("optim/new.cu", ""),
+    ],
+)
+def test_a_planted_violation_is_found(path: str, line: str) -> None:
+    planted = {**SOURCES, path: SOURCES.get(path, "") + f"\n{line}\n"}
+    assert len(violations(planted)) == 1
 
 
 class Import(NamedTuple):

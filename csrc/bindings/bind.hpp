@@ -7,7 +7,7 @@
 
 SP_BEGIN
 
-void bind_device(pybind11::module_& m);  // device_cpu.cpp or device_cuda.cu
+void bind_device(pybind11::module_& m);  // device_cpu.cpp or device_gpu.cpp
 void bind_buffer(pybind11::module_& m);
 void bind_ops(pybind11::module_& m);
 void bind_optim(pybind11::module_& m);

@@ -147,12 +147,12 @@ class Call {
             raise_value("x", "at least 2 axes", text(x_.shape_list()));
         }
         lay_out(channel_axis < 0 ? channel_axis + x_.axes : channel_axis, ghost);
-        layer.shape = shape;
-        layer.x = input(x, "x");
+        norm.shape = shape;
+        norm.x = input(x, "x");
     }
 
     Shape shape{};
-    Layer layer;
+    Norm norm;
 
     const void* input(const py::handle& object, const char* name) {
         if (object.is_none()) return nullptr;
@@ -201,8 +201,8 @@ class Call {
     }
     void statistics(const py::handle& object, Access access) {
         const Seen a = look(object, "statistics");
-        layer.all_tables = a.axes == 3 && a.shape[0] == 6;
-        layer.statistics = table(object, "statistics", layer.all_tables ? 6 : 2, access);
+        norm.all_tables = a.axes == 3 && a.shape[0] == 6;
+        norm.statistics = table(object, "statistics", norm.all_tables ? 6 : 2, access);
     }
     std::uint8_t* gate(const py::handle& object, Access access) {
         if (object.is_none()) return nullptr;
@@ -393,20 +393,20 @@ class Call {
 };
 
 // (x, channel axis, sub-batch, weight, bias, statistics, activation, slope, residual, gate)
-Call call_of(const py::tuple& layer) {
-    if (layer.size() != 10) raise_value("layer", "10 entries", std::to_string(layer.size()));
-    Call call(layer[0], layer[1].cast<int>(), layer[2].cast<index>());
-    call.layer.weight = call.values(layer[3], "weight", Access::read);
-    call.layer.bias = call.values(layer[4], "bias", Access::read);
-    call.layer.activation = Activation(layer[6].cast<int>());
-    call.layer.slope = layer[7].cast<double>();
-    call.layer.residual = call.input(layer[8], "residual");
+Call call_of(const py::tuple& norm) {
+    if (norm.size() != 10) raise_value("norm", "10 entries", std::to_string(norm.size()));
+    Call call(norm[0], norm[1].cast<int>(), norm[2].cast<index>());
+    call.norm.weight = call.values(norm[3], "weight", Access::read);
+    call.norm.bias = call.values(norm[4], "bias", Access::read);
+    call.norm.activation = Activation(norm[6].cast<int>());
+    call.norm.slope = norm[7].cast<double>();
+    call.norm.residual = call.input(norm[8], "residual");
     return call;
 }
-Call call_of_saved(const py::tuple& layer) {
-    Call call = call_of(layer);
-    call.statistics(layer[5], Access::read);
-    call.layer.gate = call.gate(layer[9], Access::read);
+Call call_of_saved(const py::tuple& norm) {
+    Call call = call_of(norm);
+    call.statistics(norm[5], Access::read);
+    call.norm.gate = call.gate(norm[9], Access::read);
     return call;
 }
 
@@ -430,15 +430,15 @@ void bind_batch_norm(py::module_& m) {
         Call call(x, axis, 0);
         double* const to = call.table(out, "out", 2, Access::write);
         call.check(false);
-        call.go([&](const Stream& s) { moments(s, call.shape, call.layer.x, to); });
+        call.go([&](const Stream& s) { moments(s, call.shape, call.norm.x, to); });
     });
 
     // running: (mean, variance, momentum, batches seen), momentum None for the average of all
     // batches; renorm: (r_max, d_max); noise: (seed, step, mean, scale).
     m.def("batch_norm_forward",
-          [](const py::tuple& layer, int source, double eps, const py::tuple& running,
+          [](const py::tuple& norm, int source, double eps, const py::tuple& running,
              const py::object& renorm, const py::object& noise, const py::object& y_) {
-              Call call = call_of(layer);
+              Call call = call_of(norm);
               Origin how;
               how.source = Origin::Source(source);
               how.eps = eps;
@@ -456,18 +456,18 @@ void bind_batch_norm(py::module_& m) {
                   std::tie(how.seed, how.step, how.noise_mean, how.noise_scale) =
                       noise.cast<std::tuple<std::uint64_t, std::uint64_t, double, double>>();
               }
-              call.statistics(layer[5], how.source == Origin::given ? Access::read : Access::write);
-              std::uint8_t* const gate = call.gate(layer[9], Access::write);
+              call.statistics(norm[5], how.source == Origin::given ? Access::read : Access::write);
+              std::uint8_t* const gate = call.gate(norm[9], Access::write);
               void* const y = call.output(y_, "out");
               call.check(!training);
-              call.go([&](const Stream& s) { forward(s, call.layer, how, y, gate); });
+              call.go([&](const Stream& s) { forward(s, call.norm, how, y, gate); });
           });
 
     m.def("batch_norm_backward",
-          [](const py::tuple& layer, const py::tuple& parts_, const py::object& dy_,
+          [](const py::tuple& norm, const py::tuple& parts_, const py::object& dy_,
              const py::object& dx_, const py::object& dresidual_, const py::object& dweight_,
              const py::object& dbias_) {
-              Call call = call_of_saved(layer);
+              Call call = call_of_saved(norm);
               const Parts parts = parts_of(call, parts_, backward_sums);
               const void* const dy = call.input(dy_, "dy");
               void* const dx = call.output(dx_, "dx");
@@ -476,7 +476,7 @@ void bind_batch_norm(py::module_& m) {
               const Values dbias = call.values(dbias_, "dbias", Access::write);
               call.check(false);
               call.go([&](const Stream& s) {
-                  backward(s, call.layer, parts, dy, dx, dresidual, dweight, dbias);
+                  backward(s, call.norm, parts, dy, dx, dresidual, dweight, dbias);
               });
           });
 
@@ -488,24 +488,24 @@ void bind_batch_norm(py::module_& m) {
     };
 
     m.def("batch_norm_tangent",
-          [=](const py::tuple& layer, const py::tuple& parts_, const py::object& x,
+          [=](const py::tuple& norm, const py::tuple& parts_, const py::object& x,
               const py::object& weight, const py::object& bias, const py::object& residual,
               const py::object& yt_) {
-              Call call = call_of_saved(layer);
+              Call call = call_of_saved(norm);
               const Parts parts = parts_of(call, parts_, tangent_sums);
               const Direction along = direction(call, x, weight, bias, residual);
               void* const yt = call.output(yt_, "y_tangent");
               call.check(false);
-              call.go([&](const Stream& s) { tangent(s, call.layer, parts, along, yt); });
+              call.go([&](const Stream& s) { tangent(s, call.norm, parts, along, yt); });
           });
 
-    m.def("batch_norm_second_tangent", [=](const py::tuple& layer, const py::tuple& parts_,
+    m.def("batch_norm_second_tangent", [=](const py::tuple& norm, const py::tuple& parts_,
                                            const py::object& x, const py::object& weight,
                                            const py::object& bias, const py::object& residual,
                                            const py::object& x2, const py::object& weight2,
                                            const py::object& bias2, const py::object& residual2,
                                            const py::object& ytt_) {
-        Call call = call_of_saved(layer);
+        Call call = call_of_saved(norm);
         const Parts parts = parts_of(call, parts_, second_tangent_sums);
         const Direction along = direction(call, x, weight, bias, residual);
         const Direction other{call.input(x2, "x_tangent2"),
@@ -514,16 +514,16 @@ void bind_batch_norm(py::module_& m) {
                               call.values(bias2, "bias_tangent2", Access::read)};
         void* const ytt = call.output(ytt_, "y_tangent2");
         call.check(false);
-        call.go([&](const Stream& s) { second_tangent(s, call.layer, parts, along, other, ytt); });
+        call.go([&](const Stream& s) { second_tangent(s, call.norm, parts, along, other, ytt); });
     });
 
     m.def("batch_norm_second",
-          [=](const py::tuple& layer, const py::tuple& parts_, const py::object& x,
+          [=](const py::tuple& norm, const py::tuple& parts_, const py::object& x,
               const py::object& weight, const py::object& bias, const py::object& residual,
               const py::object& dy_, const py::object& dyt_, const py::object& dxt_,
               const py::object& dresidual_t_, const py::object& yt_, const py::object& dweight_t_,
               const py::object& dbias_t_) {
-              Call call = call_of_saved(layer);
+              Call call = call_of_saved(norm);
               const Parts parts = parts_of(call, parts_, second_sums);
               const Direction along = direction(call, x, weight, bias, residual);
               const void* const dy = call.input(dy_, "dy");
@@ -535,7 +535,7 @@ void bind_batch_norm(py::module_& m) {
               const Values dbias_t = call.values(dbias_t_, "dbias_tangent", Access::write);
               call.check(false);
               call.go([&](const Stream& s) {
-                  second(s, call.layer, parts, along, dy, dyt, dxt, dresidual_t, yt, dweight_t,
+                  second(s, call.norm, parts, along, dy, dyt, dxt, dresidual_t, yt, dweight_t,
                          dbias_t);
               });
           });

@@ -2,8 +2,8 @@
 #include "bindings/array.hpp"
 #include "bindings/bind.hpp"
 #include "bindings/dlpack.hpp"
-#include "core/isa.hpp"
-#include "core/parallel.hpp"
+#include "core/isa_cpu.hpp"
+#include "core/threads_cpu.hpp"
 #include "ops/gemm.hpp"
 
 SP_BEGIN

@@ -14,7 +14,7 @@ namespace normalization {
 
 // One call, as a channel sees it. Plain, so that it can be passed to a device.
 struct Task {
-    Layer layer{};
+    Norm norm{};
     Origin how{};
     double* moments = nullptr;  // where they go, if nothing else becomes of them
     double* sums = nullptr;     // (number, groups, channels)
@@ -23,16 +23,16 @@ struct Task {
     Values dweight{}, dbias{};  // the parameters' gradients, or the tangents of those
 
     SP_HD double& table(Table t, index g, index c) const {
-        const Shape& s = layer.shape;
-        return layer.statistics[(index(t) * s.groups() + g) * s.channels + c];
+        const Shape& s = norm.shape;
+        return norm.statistics[(index(t) * s.groups() + g) * s.channels + c];
     }
     SP_HD double& sum(int k, index g, index c) const {
-        const Shape& s = layer.shape;
+        const Shape& s = norm.shape;
         return sums[(k * s.groups() + g) * s.channels + c];
     }
     // What a sum is multiplied by to make a mean.
     SP_HD double share(index g) const {
-        return weighs < 0.0 ? 1.0 / double(layer.shape.count_of(g)) : weighs;
+        return weighs < 0.0 ? 1.0 / double(norm.shape.count_of(g)) : weighs;
     }
     SP_HD bool coupled() const { return weighs != 0.0; }
     SP_HD double mean(int k, index g, index c) const {
@@ -46,7 +46,7 @@ enum BackwardSum : int { DZ, DZ_H };
 enum SecondSum : int { X1, X2, S1, S2, S3, S4, S5 };
 enum SecondTangentSum : int { V, V_H, U, U_H, V_U };
 // The first of those that a pass gives.
-SP_HD int first_sum(Work work) { return work == Work::more_second_sums ? S4 : 0; }
+SP_HD int first_sum(Function function) { return function == Function::more_second_sums ? S4 : 0; }
 
 // The numbers of a channel that every pass starts from.
 struct Channel {
@@ -64,15 +64,15 @@ SP_HD Channel channel(const Task& t, index g, index c) {
     k.mean = t.table(Mean, g, c);
     k.r = t.table(InverseDeviation, g, c);
     k.alpha = k.gamma = 1.0;
-    if (t.layer.all_tables) {
+    if (t.norm.all_tables) {
         k.alpha = t.table(Alpha, g, c);
         k.beta = t.table(Beta, g, c);
         k.gamma = t.table(Gamma, g, c);
         k.delta = t.table(Delta, g, c);
     }
-    k.weight = t.layer.weight.get(c, 1.0);
-    k.bias = t.layer.bias.get(c, 0.0);
-    k.rounded = t.layer.shape.dtype == Dtype::f64 ? k.mean : double(float(k.mean));
+    k.weight = t.norm.weight.get(c, 1.0);
+    k.bias = t.norm.bias.get(c, 0.0);
+    k.rounded = t.norm.shape.dtype == Dtype::f64 ? k.mean : double(float(k.mean));
     const bool finite = std::isfinite(k.rounded);
     k.low = finite ? (k.rounded - k.mean) * k.r : 0.0;
     k.scale = k.weight * k.alpha * k.r;
@@ -133,10 +133,10 @@ SP_HD void second_tangent(const Task& t, const Channel& k, index g, index c, dou
 
 // Whether floats do for a channel: none of what its elements are multiplied by leaves their normal
 // numbers, nor does the product of two deviations, nor the distance from the mean.
-SP_HD bool within_float(const Channel& k, Work work, const double* c) {
+SP_HD bool within_float(const Channel& k, Function function, const double* c) {
     constexpr double least = 1.17549435e-38, most = 3.40282347e38;
     if (k.r > 1e12 || k.r < 1e-12 || std::fabs(k.rounded) > 1e31) return !std::isfinite(k.r);
-    const int n = coefficients_of(work);
+    const int n = coefficients_of(function);
     bool all = true;
     for (int i = SCALE; i < n; ++i) all &= std::fabs(c[i]) >= least && std::fabs(c[i]) <= most;
     if (all) return true;
@@ -147,29 +147,30 @@ SP_HD bool within_float(const Channel& k, Work work, const double* c) {
     return true;
 }
 
-SP_HD void numbers(const Task& t, Work work, index g, index c, const Channel& k, double* out) {
+SP_HD void numbers(const Task& t, Function function, index g, index c, const Channel& k,
+                   double* out) {
     out[MEAN] = k.rounded;
     out[SCALE] = k.scale;
     out[OFFSET] = k.offset;
-    switch (work) {
-        case Work::forward: return;
-        case Work::backward: {
+    switch (function) {
+        case Function::forward: return;
+        case Function::backward: {
             const double m1 = t.mean(DZ, g, c), m2 = t.mean(DZ_H, g, c);
             out[own] = k.scale;
             out[own + 1] = -k.scale * k.r * m2;
             out[own + 2] = -k.scale * (m1 + k.low * m2);
             return;
         }
-        case Work::tangent:
+        case Function::tangent:
             direction(t.along, k, c, t.mean(X1, g, c), t.mean(X2, g, c), out + own);
             return;
-        case Work::second: {
+        case Function::second: {
             const double times_h =
                 direction(t.along, k, c, t.mean(X1, g, c), t.mean(X2, g, c), out + own);
             second(t, k, g, c, times_h, out + own + 3);
             return;
         }
-        case Work::second_tangent:
+        case Function::second_tangent:
             direction(t.along, k, c, t.mean(V, g, c), t.mean(V_H, g, c), out + own);
             direction(t.other, k, c, t.mean(U, g, c), t.mean(U_H, g, c), out + own + 3);
             second_tangent(t, k, g, c, out + own + 6);
@@ -177,17 +178,17 @@ SP_HD void numbers(const Task& t, Work work, index g, index c, const Channel& k,
         default:
             out[R] = k.r;
             out[LOW] = k.low;
-            if (work == Work::more_second_sums) {
+            if (function == Function::more_second_sums) {
                 direction(t.along, k, c, t.mean(X1, g, c), t.mean(X2, g, c), out + LOW + 1);
             }
     }
 }
 
 // What a pass's function takes; returns `within_float`.
-SP_HD bool coefficients(const Task& t, Work work, index g, index c, double* out) {
+SP_HD bool coefficients(const Task& t, Function function, index g, index c, double* out) {
     const Channel k = channel(t, g, c);
-    numbers(t, work, g, c, k, out);
-    return within_float(k, work, out);
+    numbers(t, function, g, c, k, out);
+    return within_float(k, function, out);
 }
 
 SP_HD double uniform(std::uint32_t bits) { return (double(bits) + 0.5) * (1.0 / 4294967296.0); }
@@ -196,15 +197,15 @@ SP_HD double uniform(std::uint32_t bits) { return (double(bits) + 0.5) * (1.0 / 
 SP_HD void settle(const Task& t, index g, index c, double mean, double square) {
     if (t.moments) {
         t.moments[c] = mean;
-        t.moments[t.layer.shape.channels + c] = square;
+        t.moments[t.norm.shape.channels + c] = square;
         return;
     }
     const Origin& how = t.how;
-    const double count = double(t.layer.shape.count_of(g));
+    const double count = double(t.norm.shape.count_of(g));
     const double r = 1.0 / std::sqrt(square / count + how.eps);
     t.table(Mean, g, c) = mean;
     t.table(InverseDeviation, g, c) = r;
-    if (t.layer.all_tables) {
+    if (t.norm.all_tables) {
         double alpha = 1.0, beta = 0.0, gamma = 1.0, delta = 0.0;
         if (how.r_max > 0.0) {
             const double deviation = std::sqrt(how.running_variance.get(c, 1.0) + how.eps);
@@ -238,11 +239,11 @@ SP_HD void settle(const Task& t, index g, index c, double mean, double square) {
 
 // The running statistics as the batch's.
 SP_HD void recall(const Task& t, index c) {
-    for (index g = 0; g < t.layer.shape.groups(); ++g) {
+    for (index g = 0; g < t.norm.shape.groups(); ++g) {
         t.table(Mean, g, c) = t.how.running_mean.get(c, 0.0);
         t.table(InverseDeviation, g, c) =
             1.0 / std::sqrt(t.how.running_variance.get(c, 1.0) + t.how.eps);
-        if (!t.layer.all_tables) continue;
+        if (!t.norm.all_tables) continue;
         t.table(Alpha, g, c) = t.table(Gamma, g, c) = 1.0;
         t.table(Beta, g, c) = t.table(Delta, g, c) = 0.0;
     }
@@ -250,7 +251,7 @@ SP_HD void recall(const Task& t, index c) {
 
 SP_HD void gradients(const Task& t, index c) {
     double dw = 0.0, db = 0.0;
-    for (index g = 0; g < t.layer.shape.groups(); ++g) {
+    for (index g = 0; g < t.norm.shape.groups(); ++g) {
         const Channel k = channel(t, g, c);
         dw += k.of_h(t.sum(DZ_H, g, c), t.sum(DZ, g, c));
         db += k.gamma * t.sum(DZ, g, c);
@@ -260,7 +261,7 @@ SP_HD void gradients(const Task& t, index c) {
 }
 SP_HD void gradient_tangents(const Task& t, index c) {
     double dw = 0.0, db = 0.0;
-    for (index g = 0; g < t.layer.shape.groups(); ++g) {
+    for (index g = 0; g < t.norm.shape.groups(); ++g) {
         const Channel k = channel(t, g, c);
         dw += k.of_h(product(t, k, g, c), t.sum(S4, g, c));
         db += k.gamma * t.sum(S4, g, c);
@@ -270,14 +271,14 @@ SP_HD void gradient_tangents(const Task& t, index c) {
 }
 
 // What is due when a pass's sums over a channel are there, in all its groups.
-SP_HD void finish(const Task& t, Work work, index c) {
-    switch (work) {
-        case Work::recall: return recall(t, c);
-        case Work::backward_sums: return gradients(t, c);
-        case Work::more_second_sums: return gradient_tangents(t, c);
-        case Work::second_sums:
-            if (piecewise_linear(t.layer.activation)) return gradient_tangents(t, c);
-            for (index g = 0; g < t.layer.shape.groups(); ++g) {
+SP_HD void finish(const Task& t, Function function, index c) {
+    switch (function) {
+        case Function::recall: return recall(t, c);
+        case Function::backward_sums: return gradients(t, c);
+        case Function::more_second_sums: return gradient_tangents(t, c);
+        case Function::second_sums:
+            if (piecewise_linear(t.norm.activation)) return gradient_tangents(t, c);
+            for (index g = 0; g < t.norm.shape.groups(); ++g) {
                 t.sum(S4, g, c) = t.sum(S5, g, c) = 0.0;
             }
             return;

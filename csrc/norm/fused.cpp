@@ -10,22 +10,22 @@ namespace normalization {
 
 namespace {
 
-Sweep sweep_of(const Layer& layer, Work work) {
+Sweep sweep_of(const Norm& norm, Function function) {
     Sweep s{};
-    s.work = work;
-    s.activation = layer.activation;
-    s.dtype = layer.shape.dtype;
-    s.in[X] = layer.x;
-    s.in[RES] = layer.gate ? nullptr : layer.residual;
-    s.gate = layer.gate;
-    s.setting = {layer.slope, s.gate != nullptr, s.in[RES] != nullptr};
+    s.function = function;
+    s.activation = norm.activation;
+    s.dtype = norm.shape.dtype;
+    s.in[X] = norm.x;
+    s.in[RES] = norm.gate ? nullptr : norm.residual;
+    s.gate = norm.gate;
+    s.setting = {norm.slope, s.gate != nullptr, s.in[RES] != nullptr};
     return s;
 }
 
 // What looks at x alone.
-Sweep plain(const Shape& shape, Work work, const void* x) {
+Sweep plain(const Shape& shape, Function function, const void* x) {
     Sweep s{};
-    s.work = work;
+    s.function = function;
     s.dtype = shape.dtype;
     s.in[X] = x;
     return s;
@@ -33,17 +33,17 @@ Sweep plain(const Shape& shape, Work work, const void* x) {
 
 // The passes of a derivative, and its sums where the caller does not bring any.
 struct Derivative {
-    Derivative(const Stream& stream, const Layer& layer, const Parts& parts, int sums)
-        : stream(stream), task{layer} {
+    Derivative(const Stream& stream, const Norm& norm, const Parts& parts, int sums)
+        : stream(stream), task{norm} {
         task.weighs = parts.weighs;
         task.sums = parts.sums;
         if (parts.sums) return;
-        const Shape& s = layer.shape;
+        const Shape& s = norm.shape;
         own = Buffer(stream, sums * s.groups() * s.channels * sizeof(double));
         task.sums = static_cast<double*>(own.data());
     }
-    Sweep& add(Work work) {
-        Sweep s = sweep_of(task.layer, work);
+    Sweep& add(Function function) {
+        Sweep s = sweep_of(task.norm, function);
         s.setting.coupled = task.coupled();
         s.setting.along_h = s.setting.coupled || task.along.weight.data || task.other.weight.data;
         passes.push_back(s);
@@ -61,17 +61,17 @@ struct Derivative {
 
 index gate_bytes(const Shape& shape) { return Cut(shape).gate_bytes(); }
 
-void forward(const Stream& stream, const Layer& layer, const Origin& how, void* y,
+void forward(const Stream& stream, const Norm& norm, const Origin& how, void* y,
              std::uint8_t* new_gate) {
-    Task task{layer};
+    Task task{norm};
     task.how = how;
     std::vector<Sweep> passes;
-    if (how.source == Origin::batch && layer.shape.size() > 0) {
-        passes.push_back(plain(layer.shape, Work::moments, layer.x));
+    if (how.source == Origin::batch && norm.shape.size() > 0) {
+        passes.push_back(plain(norm.shape, Function::moments, norm.x));
     } else if (how.source != Origin::given) {
-        passes.push_back(plain(layer.shape, Work::recall, nullptr));
+        passes.push_back(plain(norm.shape, Function::recall, nullptr));
     }
-    Sweep map = sweep_of(layer, Work::forward);
+    Sweep map = sweep_of(norm, Function::forward);
     map.out[0] = y;
     map.new_gate = new_gate;
     passes.push_back(map);
@@ -84,19 +84,19 @@ void moments(const Stream& stream, const Shape& shape, const void* x, double* ou
         return;
     }
     Task task{};
-    task.layer.shape = shape;
+    task.norm.shape = shape;
     task.moments = out;
-    take(stream, task, {plain(shape, Work::moments, x)});
+    take(stream, task, {plain(shape, Function::moments, x)});
 }
 
-void backward(const Stream& stream, const Layer& layer, const Parts& parts, const void* dy,
-              void* dx, void* dresidual, const Values& dweight, const Values& dbias) {
-    Derivative d(stream, layer, parts, backward_sums);
+void backward(const Stream& stream, const Norm& norm, const Parts& parts, const void* dy, void* dx,
+              void* dresidual, const Values& dweight, const Values& dbias) {
+    Derivative d(stream, norm, parts, backward_sums);
     d.task.dweight = dweight;
     d.task.dbias = dbias;
-    if (parts.sum) d.add(Work::backward_sums).in[DY] = dy;
+    if (parts.sum) d.add(Function::backward_sums).in[DY] = dy;
     if (parts.apply && dx) {
-        Sweep& map = d.add(Work::backward);
+        Sweep& map = d.add(Function::backward);
         map.in[DY] = dy;
         map.out[0] = dx;
         map.out[1] = dresidual;
@@ -104,17 +104,17 @@ void backward(const Stream& stream, const Layer& layer, const Parts& parts, cons
     d.go();
 }
 
-void tangent(const Stream& stream, const Layer& layer, const Parts& parts, const Direction& along,
+void tangent(const Stream& stream, const Norm& norm, const Parts& parts, const Direction& along,
              void* yt) {
-    Derivative d(stream, layer, parts, tangent_sums);
+    Derivative d(stream, norm, parts, tangent_sums);
     d.task.along = along;
     if (parts.sum && (parts.weighs != 0.0 || !parts.apply)) {
-        Sweep& sums = d.add(Work::tangent_sums);
+        Sweep& sums = d.add(Function::tangent_sums);
         sums.in[XT] = along.x;
         sums.in[RES] = nullptr;
     }
     if (parts.apply) {
-        Sweep& map = d.add(Work::tangent);
+        Sweep& map = d.add(Function::tangent);
         map.in[XT] = along.x;
         map.in[REST] = along.residual;
         map.out[0] = yt;
@@ -122,31 +122,31 @@ void tangent(const Stream& stream, const Layer& layer, const Parts& parts, const
     d.go();
 }
 
-void second(const Stream& stream, const Layer& layer, const Parts& parts, const Direction& along,
+void second(const Stream& stream, const Norm& norm, const Parts& parts, const Direction& along,
             const void* dy, const void* dyt, void* dxt, void* dresidual_t, void* yt,
             const Values& dweight_t, const Values& dbias_t) {
-    Derivative d(stream, layer, parts, second_sums);
+    Derivative d(stream, norm, parts, second_sums);
     d.task.along = along;
     d.task.dweight = dweight_t;
     d.task.dbias = dbias_t;
-    const bool piecewise = piecewise_linear(layer.activation);
+    const bool piecewise = piecewise_linear(norm.activation);
     if (parts.sum) {
-        Sweep& sums = d.add(Work::second_sums);
+        Sweep& sums = d.add(Function::second_sums);
         sums.in[DY] = dy;
         sums.in[XT] = along.x;
         sums.in[DYT] = piecewise ? dyt : nullptr;
     }
-    const auto all = [&](Work work) -> Sweep& {
-        Sweep& s = d.add(work);
+    const auto all = [&](Function function) -> Sweep& {
+        Sweep& s = d.add(function);
         s.in[DY] = dy;
         s.in[DYT] = dyt;
         s.in[XT] = along.x;
         s.in[REST] = along.residual;
         return s;
     };
-    if (parts.more && !piecewise) all(Work::more_second_sums);
+    if (parts.more && !piecewise) all(Function::more_second_sums);
     if (parts.apply) {
-        Sweep& map = all(Work::second);
+        Sweep& map = all(Function::second);
         map.out[0] = dxt;
         map.out[1] = dresidual_t;
         map.out[2] = yt;
@@ -154,19 +154,19 @@ void second(const Stream& stream, const Layer& layer, const Parts& parts, const 
     d.go();
 }
 
-void second_tangent(const Stream& stream, const Layer& layer, const Parts& parts,
+void second_tangent(const Stream& stream, const Norm& norm, const Parts& parts,
                     const Direction& along, const Direction& other, void* ytt) {
-    Derivative d(stream, layer, parts, second_tangent_sums);
+    Derivative d(stream, norm, parts, second_tangent_sums);
     d.task.along = along;
     d.task.other = other;
     if (parts.sum && (parts.weighs != 0.0 || !parts.apply)) {
-        Sweep& sums = d.add(Work::second_tangent_sums);
+        Sweep& sums = d.add(Function::second_tangent_sums);
         sums.in[XT] = along.x;
         sums.in[XU] = other.x;
         sums.in[RES] = nullptr;
     }
     if (parts.apply) {
-        Sweep& map = d.add(Work::second_tangent);
+        Sweep& map = d.add(Function::second_tangent);
         map.in[XT] = along.x;
         map.in[XU] = other.x;
         map.in[REST] = along.residual;

@@ -55,7 +55,7 @@ struct Shape {
 // Rows of the statistics, each (groups, channels). An array has the first two, or all.
 enum Table { Mean, InverseDeviation, Alpha, Beta, Gamma, Delta };
 
-struct Layer {
+struct Norm {
     Shape shape;
     Activation activation = Activation::none;
     double slope = 0.0;  // of a leaky ReLU
@@ -86,7 +86,7 @@ struct Origin {
 // The bytes that hold a bit for each element.
 index gate_bytes(const Shape& shape);
 
-void forward(const Stream& stream, const Layer& layer, const Origin& how, void* y,
+void forward(const Stream& stream, const Norm& norm, const Origin& how, void* y,
              std::uint8_t* new_gate);
 
 // (mean, sum of squares about it) of each channel, (2, channels); one group.
@@ -104,8 +104,8 @@ struct Parts {
 
 // (sum dz, sum dz h)
 constexpr int backward_sums = 2, tangent_sums = 2, second_sums = 7, second_tangent_sums = 5;
-void backward(const Stream& stream, const Layer& layer, const Parts& parts, const void* dy,
-              void* dx, void* dresidual, const Values& dweight, const Values& dbias);
+void backward(const Stream& stream, const Norm& norm, const Parts& parts, const void* dy, void* dx,
+              void* dresidual, const Values& dweight, const Values& dbias);
 
 // A direction of x, weight, bias and residual; null where zero.
 struct Direction {
@@ -115,18 +115,18 @@ struct Direction {
 };
 
 // (sum x', sum x' h)
-void tangent(const Stream& stream, const Layer& layer, const Parts& parts, const Direction& along,
+void tangent(const Stream& stream, const Norm& norm, const Parts& parts, const Direction& along,
              void* yt);
 
 // Of the backward pass, along a direction and dy' (null where zero); and y' where wanted.
 // (sum x', sum x' h, sum dz, sum dz h, sum dz x', sum dz', sum dz' h)
-void second(const Stream& stream, const Layer& layer, const Parts& parts, const Direction& along,
+void second(const Stream& stream, const Norm& norm, const Parts& parts, const Direction& along,
             const void* dy, const void* dyt, void* dxt, void* dresidual_t, void* yt,
             const Values& dweight_t, const Values& dbias_t);
 
 // The second derivative of y along two directions.
 // (sum x', sum x' h, sum x*, sum x* h, sum x' x*), x* being the other one's
-void second_tangent(const Stream& stream, const Layer& layer, const Parts& parts,
+void second_tangent(const Stream& stream, const Norm& norm, const Parts& parts,
                     const Direction& along, const Direction& other, void* ytt);
 
 }  // namespace normalization

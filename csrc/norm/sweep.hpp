@@ -1,9 +1,8 @@
-// One pass over memory of one function of norm/formulas.hpp: the contract between the driver
-// (runner.cpp) and the loops, which are compiled once for each instruction set.
+// One pass over memory of one function of norm/formulas.hpp: the contract between a backend's
+// driver (runner_cpu.cpp, runner_gpu.cu) and its loops.
 #pragma once
 
 #include "core/dtype.hpp"
-#include "core/isa.hpp"
 #include "norm/formulas.hpp"
 
 SP_BEGIN
@@ -33,7 +32,7 @@ struct Runs {
 constexpr index row_tile = 1024, row_stride = row_tile + 48;
 constexpr int most_sums = 7, most_coefficients = 13;
 
-enum class Work : std::uint8_t {
+enum class Function : std::uint8_t {
     recall,  // no pass: the statistics are the running ones
     moments,
     forward,
@@ -48,38 +47,38 @@ enum class Work : std::uint8_t {
     second_tangent
 };
 // How many coefficients a pass takes, and how many sums it gives; none where it maps.
-constexpr int coefficients_of(Work work) {
-    switch (work) {
-        case Work::recall: return 0;
-        case Work::moments: return Moments::coefficients;
-        case Work::forward: return Forward<Piecewise>::coefficients;
-        case Work::backward_sums: return BackwardSums<Piecewise>::coefficients;
-        case Work::backward: return Backward<Piecewise>::coefficients;
-        case Work::tangent_sums: return TangentSums::coefficients;
-        case Work::tangent: return Tangent<Piecewise>::coefficients;
-        case Work::second_sums: return SecondSums<Piecewise>::coefficients;
-        case Work::more_second_sums: return MoreSecondSums<GELU>::coefficients;
-        case Work::second: return Second<Piecewise>::coefficients;
-        case Work::second_tangent_sums: return SecondTangentSums::coefficients;
+constexpr int coefficients_of(Function function) {
+    switch (function) {
+        case Function::recall: return 0;
+        case Function::moments: return Moments::coefficients;
+        case Function::forward: return Forward<Piecewise>::coefficients;
+        case Function::backward_sums: return BackwardSums<Piecewise>::coefficients;
+        case Function::backward: return Backward<Piecewise>::coefficients;
+        case Function::tangent_sums: return TangentSums::coefficients;
+        case Function::tangent: return Tangent<Piecewise>::coefficients;
+        case Function::second_sums: return SecondSums<Piecewise>::coefficients;
+        case Function::more_second_sums: return MoreSecondSums<GELU>::coefficients;
+        case Function::second: return Second<Piecewise>::coefficients;
+        case Function::second_tangent_sums: return SecondTangentSums::coefficients;
         default: return SecondTangent<Piecewise>::coefficients;
     }
 }
-constexpr int sums_of(Work work, Activation a) {
-    switch (work) {
-        case Work::moments: return Moments::sums;
-        case Work::backward_sums: return BackwardSums<Piecewise>::sums;
-        case Work::tangent_sums: return TangentSums::sums;
-        case Work::second_sums:
+constexpr int sums_of(Function function, Activation a) {
+    switch (function) {
+        case Function::moments: return Moments::sums;
+        case Function::backward_sums: return BackwardSums<Piecewise>::sums;
+        case Function::tangent_sums: return TangentSums::sums;
+        case Function::second_sums:
             return piecewise_linear(a) ? SecondSums<Piecewise>::sums : SecondSums<GELU>::sums;
-        case Work::more_second_sums: return MoreSecondSums<GELU>::sums;
-        case Work::second_tangent_sums: return SecondTangentSums::sums;
+        case Function::more_second_sums: return MoreSecondSums<GELU>::sums;
+        case Function::second_tangent_sums: return SecondTangentSums::sums;
         default: return 0;
     }
 }
 
 // An array that is null reads as zeros, or is not written.
 struct Sweep {
-    Work work;
+    Function function;
     Activation activation = Activation::none;
     Dtype dtype;
     Setting setting;
@@ -105,24 +104,5 @@ void with_kind(const Sweep& sweep, F&& f) {
 }
 
 }  // namespace normalization
-
-// `moments` gives the mean and the sum of squares about it, the others their sums.
-#define SP_DECLARE(isa)                                                             \
-    namespace isa {                                                                 \
-    void norm_map_forward(const normalization::Sweep&, const normalization::Runs&,  \
-                          const double* one, const void* each);                     \
-    void norm_map_backward(const normalization::Sweep&, const normalization::Runs&, \
-                           const double* one, const void* each);                    \
-    void norm_map_second(const normalization::Sweep&, const normalization::Runs&,   \
-                         const double* one, const void* each);                      \
-    void norm_sum_forward(const normalization::Sweep&, const normalization::Runs&,  \
-                          const double* one, const void* each, double* sums);       \
-    void norm_sum_backward(const normalization::Sweep&, const normalization::Runs&, \
-                           const double* one, const void* each, double* sums);      \
-    void norm_sum_second(const normalization::Sweep&, const normalization::Runs&,   \
-                         const double* one, const void* each, double* sums);        \
-    }
-SP_FOR_EACH_ISA(SP_DECLARE)
-#undef SP_DECLARE
 
 SP_END

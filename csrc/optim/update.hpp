@@ -81,38 +81,4 @@ class Stepper {
     std::unique_ptr<State> state_;
 };
 
-// CPU only from here on; the twins are in update_cuda.cuh. One tensor's part of a step.
-struct Part {
-    const Tensor* tensor;
-    void* rule;  // its scalars, where the device reads them
-    index step;
-};
-
-struct Parts {
-    const Part* first;
-    std::size_t count;
-    Parts(const std::vector<Part>& parts) : first(parts.data()), count(parts.size()) {}
-    explicit Parts(const Part& part) : first(&part), count(1) {}
-    const Part* begin() const { return first; }
-    const Part* end() const { return first + count; }
-};
-
-// Runs elementwise rules; `factor` multiplies the gradients. `sums` has two numbers for each slab
-// of the tensors whose rules want norms.
-void sweep(const Stream& stream, const Parts& parts, double factor, const StepOptions& options,
-           double* sums = nullptr);
-
-// The stages around a rule on matrices. The first writes to `x`, dense in the tensor's order, what
-// the elementwise rule `first` makes of the gradient, and clears it if asked to; the last moves the
-// parameter along `x` by the part's own rule, with what follows a parameter.
-template <class T>
-void gather_direction(const Stream& stream, const Part& part, RuleId first, const double* hyper,
-                      double factor, const StepOptions& options, T* x);
-template <class T>
-void apply_direction(const Stream& stream, const Part& part, const StepOptions& options,
-                     const T* x);
-
-// The sum of squares of one of a tensor's arrays.
-double squared_norm(const Stream& stream, const Tensor& tensor, const Strided& x);
-
 SP_END

@@ -572,23 +572,23 @@ PYTHON = [
 
 CPP = [
     Mutation(
-        "ops/reduce.cpp", "(accumulate ? double(out[c + i]) : 0.0)", "0.0", "test_objective.py"
+        "ops/reduce_isa.cpp", "(accumulate ? double(out[c + i]) : 0.0)", "0.0", "test_objective.py"
     ),
-    Mutation("ops/vector.cpp", "i < n; ++i, ++l)", "i + 1 < n; ++i, ++l)", "test_vector.py"),
+    Mutation("ops/vector_isa.cpp", "i < n; ++i, ++l)", "i + 1 < n; ++i, ++l)", "test_vector.py"),
     Mutation(
-        "ops/vector.cpp",
+        "ops/vector_isa.cpp",
         "x + done + begin, y + done + begin",
         "x + begin, y + begin",
         "test_vector.py -k more_blocks",
     ),
     Mutation(
-        "ops/strided.cpp",
+        "ops/strided_cpu.cpp",
         "source -= s.from[k] * s.shape[k] * width",
         "source -= s.from[k] * width",
         "test_batch_norm_fused.py",
     ),
-    Mutation("core/stream.cpp", "(rows + each - 1) / each};", "rows / each};", "test_nn.py"),
-    Mutation("core/stream.cpp", "[] { threads = 1; }", "[] {}", "test_stream.py"),
+    Mutation("core/stream_cpu.cpp", "(rows + each - 1) / each};", "rows / each};", "test_nn.py"),
+    Mutation("core/stream_cpu.cpp", "[] { threads = 1; }", "[] {}", "test_stream.py"),
     Mutation(
         "nn/linear.cpp",
         "out_, plan_.accumulate, product(d) + bias_at_",
@@ -644,46 +644,46 @@ CPP = [
         "test_objective.py -k before_the_first",
     ),
     Mutation(
-        "optim/muon.cpp", "if (steps % 2 == 1)", "if (steps % 2 == 0)", "test_optim.py -k Muon"
+        "optim/muon_cpu.cpp", "if (steps % 2 == 1)", "if (steps % 2 == 0)", "test_optim.py -k Muon"
     ),
     Mutation(
-        "optim/muon.cpp",
+        "optim/muon_cpu.cpp",
         "std::max(1.0, double(t.rows) / t.columns)",
         "double(t.rows) / t.columns",
         "test_optim.py -k Muon",
     ),
     Mutation(
-        "optim/adafactor.cpp",
+        "optim/adafactor_cpu.cpp",
         "/ std::max(1.0, rms_u / rule.d)",
         "/ (rms_u / rule.d)",
         "test_optim.py -k Adafactor",
     ),
     Mutation(
-        "optim/adafactor.cpp",
+        "optim/adafactor_cpu.cpp",
         "T* const c = column_var + m * columns;",
         "T* const c = column_var;",
         "test_optim.py -k Adafactor",
     ),
     Mutation(
-        "norm/runner.cpp",
+        "norm/runner_cpu.cpp",
         "mean[c] += d * (more / (n + more))",
         "mean[c] += d * (more / n)",
         "test_batch_norm_fused.py",
     ),
     Mutation(
-        "norm/runner.cpp",
+        "norm/runner_cpu.cpp",
         "mean[c] = m[c] + offset / parts",
         "mean[c] = m[c] + offset / (parts - 1)",
         "test_batch_norm_fused.py",
     ),
     Mutation(
-        "norm/runner.cpp",
+        "norm/runner_cpu.cpp",
         "if (columns.exact.none() && !any_untrusted(p.sweep, runs, sums, p.sums)) return;",
         "if (columns.exact.none()) return;",
         "test_batch_norm_range.py",
     ),
     Mutation(
-        "norm/exactly.cpp",
+        "norm/exactly_cpu.cpp",
         "return small && !constant(sweep, runs);",
         "return false;",
         "test_batch_norm_range.py",
@@ -708,7 +708,7 @@ CPP = [
         "test_optim_pipeline.py",
     ),
     Mutation(
-        "optim/update.cpp",
+        "optim/update_isa.cpp",
         "if (options.zero && !here) clear(t, t.gradient, at, n);",
         "",
         "test_optim_pipeline.py",

@@ -1,0 +1,12 @@
+#include "nn/loss.hpp"
+
+#include "ops/for_rows_isa.hpp"
+
+SP_BEGIN
+
+#define SP_BOTH(F) SP_INSTANTIATE_ROWS(F<float>) SP_INSTANTIATE_ROWS(F<double>)
+SP_ROW_FUNCTIONS(SP_BOTH)
+#undef SP_BOTH
+SP_INSTANTIATE_ROWS(rows::Gather<std::int32_t>)
+
+SP_END

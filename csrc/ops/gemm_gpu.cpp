@@ -1,0 +1,144 @@
+#include "ops/gemm.hpp"
+
+#include <dlfcn.h>
+
+#include <mutex>
+
+#include "core/gpu.hpp"
+#include "ops/gemm_gpu.hpp"
+
+SP_BEGIN
+
+namespace {
+
+// Of cublas_v2.h, so that the build needs no cuBLAS; these have not changed since version 12.
+using Handle = void*;
+enum Operation { none = 0, transposed = 1 };
+template <class T>
+using Gemm = int (*)(Handle, int ta, int tb, index m, index n, index k, const T* alpha, const T* a,
+                     index lda, const T* b, index ldb, const T* beta, T* c, index ldc);
+
+struct Library {
+    int (*create)(Handle*);
+    int (*set_stream)(Handle, cudaStream_t);
+    int (*property)(int type, int* value);
+    const char* (*status)(int);
+    Gemm<float> sgemm;
+    Gemm<double> dgemm;
+    std::string file;
+};
+
+const std::string release = std::to_string(CUDART_VERSION / 1000);
+const std::string file_name = "libcublas.so." + release;
+
+std::mutex path_mutex;
+std::string path;
+
+template <class F>
+void find(void* library, const char* symbol, F& function) {
+    function = reinterpret_cast<F>(dlsym(library, symbol));
+    if (function == nullptr) throw DeviceError("cuBLAS " + release + ": no function " + symbol);
+}
+
+// One that is loaded already, PyTorch's say, comes first: two would double its memory.
+Library load() {
+    constexpr int flags = RTLD_NOW | RTLD_LOCAL;
+    void* library = dlopen(file_name.c_str(), flags | RTLD_NOLOAD);
+    if (library == nullptr) {
+        const std::lock_guard<std::mutex> lock(path_mutex);
+        if (!path.empty()) library = dlopen(path.c_str(), flags);
+    }
+    if (library == nullptr) library = dlopen(file_name.c_str(), flags);
+    if (library == nullptr) {
+        throw DeviceError("cuBLAS " + release + " was not found: pip install 'saddlepoint[cuda]'");
+    }
+    Library l;
+    find(library, "cublasCreate_v2", l.create);
+    find(library, "cublasSetStream_v2", l.set_stream);
+    find(library, "cublasGetProperty", l.property);
+    find(library, "cublasGetStatusString", l.status);
+    find(library, "cublasSgemm_v2_64", l.sgemm);
+    find(library, "cublasDgemm_v2_64", l.dgemm);
+    Dl_info info{};
+    if (dladdr(reinterpret_cast<void*>(l.create), &info) && info.dli_fname) l.file = info.dli_fname;
+    return l;
+}
+
+// Tried anew until it succeeds.
+const Library& library() {
+    static const Library library = load();
+    return library;
+}
+
+void check_blas(int status, const char* what) {
+    if (status != 0) throw DeviceError(std::string(what) + ": " + library().status(status));
+}
+
+// The default math mode: float products are float's, without TF32.
+Handle handle(Native& n) {
+    if (n.blas == nullptr) {
+        Handle made = nullptr;
+        check_blas(library().create(&made), "cublasCreate");
+        check_blas(library().set_stream(made, n.stream), "cublasSetStream");
+        n.blas = made;
+    }
+    return n.blas;
+}
+
+constexpr Operation operation(Transpose t) { return t == Transpose::yes ? transposed : none; }
+
+// cuBLAS is column-major, where our arrays are the transposes: c^T = op(b)^T op(a)^T.
+template <class T>
+void product(const Context& context, Gemm<T> f, Transpose ta, Transpose tb, index m, index n,
+             index k, const T* a, index lda, const T* b, index ldb, T beta, T* c, index ldc) {
+    if (m == 0 || n == 0) return;
+    const T one = T(1);
+    const auto leading = [](index ld) { return std::max<index>(ld, 1); };
+    check_blas(f(handle(native(context.stream)), operation(tb), operation(ta), n, m, k, &one, b,
+                 leading(ldb), a, leading(lda), &beta, c, leading(ldc)),
+               "cublasGemm");
+}
+
+std::string describe(const Library& l) {
+    std::string version;
+    for (int part = 0; part < 3; ++part) {
+        int value = 0;
+        check_blas(l.property(part, &value), "cublasGetProperty");
+        version += (part ? "." : "") + std::to_string(value);
+    }
+    return "cuBLAS " + version + ", " + l.file;
+}
+
+}  // namespace
+
+void set_library_path(const char* file) {
+    const std::string given = file;
+    const std::string name = given.substr(given.rfind('/') + 1);
+    if (name != file_name && name.rfind(file_name + ".", 0) != 0) return;
+    const std::lock_guard<std::mutex> lock(path_mutex);
+    path = given;
+}
+
+template <>
+void gemm(const Context& context, Transpose ta, Transpose tb, index m, index n, index k,
+          const float* a, index lda, const float* b, index ldb, float beta, float* c, index ldc) {
+    product(context, library().sgemm, ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc);
+}
+
+template <>
+void gemm(const Context& context, Transpose ta, Transpose tb, index m, index n, index k,
+          const double* a, index lda, const double* b, index ldb, double beta, double* c,
+          index ldc) {
+    product(context, library().dgemm, ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc);
+}
+
+const char* blas_name() {
+    try {
+        static const std::string name = describe(library());
+        return name.c_str();
+    } catch (const DeviceError&) {
+        return "none: cuBLAS was not found";
+    }
+}
+
+SP_END
