@@ -19,9 +19,13 @@ struct RuleInfo {
     const char* name;
     int states;
     std::vector<const char*> hyper;
+    bool internal;
 };
-#define SP_INFO(R) \
-    {R<float>::name, R<float>::states, {std::begin(R<float>::hyper), std::end(R<float>::hyper)}},
+#define SP_INFO(R)                                             \
+    {R<float>::name,                                           \
+     R<float>::states,                                         \
+     {std::begin(R<float>::hyper), std::end(R<float>::hyper)}, \
+     internal<R<float>>},
 const std::vector<RuleInfo>& rules() {
     static const std::vector<RuleInfo> all{SP_RULES(SP_INFO)};
     return all;
@@ -599,7 +603,7 @@ class Update {
 
     static int rule_number(const std::string& name) {
         for (std::size_t r = 0; r < rules().size(); ++r) {
-            if (name == rules()[r].name) return int(r);
+            if (name == rules()[r].name && !rules()[r].internal) return int(r);
         }
         raise_value("rule", "the name of an update rule", name);
     }
@@ -979,7 +983,7 @@ void bind_optim(py::module_& m) {
         .def_property_readonly("skipped", &Update::skipped);
     py::dict table;
     for (const RuleInfo& rule : rules()) {
-        table[rule.name] = py::make_tuple(rule.states, py::cast(rule.hyper));
+        if (!rule.internal) table[rule.name] = py::make_tuple(rule.states, py::cast(rule.hyper));
     }
     m.attr("rules") = table;
 }

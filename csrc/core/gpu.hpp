@@ -1,5 +1,5 @@
-// The one header that sees the vendor's, which a build for another would replace: what Stream::native
-// points to, and the checks that every call goes through.
+// The one header that sees the vendor's, which a build for another would replace: what
+// Stream::native points to, and the checks that every call goes through.
 #pragma once
 
 #include <cuda_runtime.h>

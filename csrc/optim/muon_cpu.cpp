@@ -16,15 +16,15 @@ namespace {
 template <class T>
 void orthogonalize(const Stream& stream, T* x, T* y, T* square, index rows, index columns,
                    const double* h) {
-    const auto a = T(h[5]), b = T(h[6]), c = T(h[7]);
+    const auto a = T(h[MuonA]), b = T(h[MuonB]), c = T(h[MuonC]);
     const bool wide = rows <= columns;
     const index side = std::min(rows, columns), size = rows * columns;
     T* const g = square;
     T* const g2 = g + side * side;
     T* const polynomial = g2 + side * side;
     const double norm = std::sqrt(dot<T>(stream, size, x, x));
-    scale<T>(stream, size, T(1.0 / std::max(norm, h[8])), x);
-    const auto steps = static_cast<int>(h[9]);
+    scale<T>(stream, size, T(1.0 / std::max(norm, h[MuonEps])), x);
+    const auto steps = static_cast<int>(h[MuonSteps]);
     T* from = x;
     T* to = y;
     const double products = 3.0 * double(steps) * double(size) * double(side);
@@ -80,8 +80,9 @@ void muon_typed(const Stream& stream, const TensorStep& part, const double* h, d
     gather_direction(stream, part, RuleId::MuonMomentum, h, factor, options, x);
     orthogonalize(stream, x, x + t.size, x + 2 * t.size, t.rows, t.columns, h);
     const double longer = double(std::max(t.rows, t.columns));
-    const double adjusted = h[10] != 0.0 ? 0.2 * std::sqrt(longer)
-                                         : std::sqrt(std::max(1.0, double(t.rows) / t.columns));
+    const double adjusted = h[MuonMatchRms] != 0.0
+                                ? 0.2 * std::sqrt(longer)
+                                : std::sqrt(std::max(1.0, double(t.rows) / t.columns));
     scale<T>(stream, t.size, T(adjusted), x);
     apply_direction(stream, part, options, x);
 }

@@ -82,15 +82,15 @@ void muon_typed(const MatrixPart& part) {
     const unsigned blocks = grid(stream, size, threads);
     squares_kernel<<<grid(stream, slabs, 1), threads, 0, queue>>>(size, x, sums);
     check(cudaGetLastError(), "muon");
-    inverse_kernel<<<1, threads, 0, queue>>>(slabs, sums, h[8], factor);
+    inverse_kernel<<<1, threads, 0, queue>>>(slabs, sums, h[MuonEps], factor);
     check(cudaGetLastError(), "muon");
     scale_kernel<T><<<blocks, threads, 0, queue>>>(size, factor, T(1), x, x);
     check(cudaGetLastError(), "muon");
 
     T* in = x;
     T* out = x + size;
-    const auto steps = static_cast<int>(h[9]);
-    const auto a = T(h[5]), b = T(h[6]), c = T(h[7]);
+    const auto steps = static_cast<int>(h[MuonSteps]);
+    const auto a = T(h[MuonA]), b = T(h[MuonB]), c = T(h[MuonC]);
     for (int step = 0; step < steps; ++step) {
         if (wide) {
             gemm<T>(context, Transpose::no, Transpose::yes, side, side, columns, in, columns, in,
@@ -114,8 +114,9 @@ void muon_typed(const MatrixPart& part) {
         std::swap(in, out);
     }
     const auto longer = double(std::max(rows, columns));
-    const double adjusted = h[10] != 0.0 ? 0.2 * std::sqrt(longer)
-                                         : std::sqrt(std::max(1.0, double(rows) / double(columns)));
+    const double adjusted = h[MuonMatchRms] != 0.0
+                                ? 0.2 * std::sqrt(longer)
+                                : std::sqrt(std::max(1.0, double(rows) / double(columns)));
     scale_kernel<T><<<blocks, threads, 0, queue>>>(size, nullptr, T(adjusted), in, x);
     check(cudaGetLastError(), "muon");
     apply<T>(part, x);

@@ -38,6 +38,19 @@ SP_HD T sign_of(T x) {
     return (x > T(0) ? T(1) : T(0)) - (x < T(0) ? T(1) : T(0));
 }
 
+// A rate that may be beyond T's range: a power of two is taken out of it, for the direction.
+template <class T>
+struct WideRate {
+    T value, lift = T(1);
+    SP_HD explicit WideRate(double full) : value(T(full)) {
+        if (!(full > 1e30 && full < double(INFINITY) && sizeof(T) == 4)) return;
+        const int beyond = std::ilogb(full) - 64;
+        const double power = std::ldexp(1.0, beyond < 120 ? beyond : 120);
+        lift = T(power);
+        value = T(full / power);
+    }
+};
+
 SP_HD double sign_of_maximize(double maximize) { return maximize != 0.0 ? -1.0 : 1.0; }
 
 // b^n by binary powering: the same bits on host and device, for any n.

@@ -90,23 +90,29 @@ double sum_of_squares(const Stream& stream, const std::vector<TensorStep>& parts
     return sum;
 }
 
+template <class R>
+void set_norms(void* rule, double p2, double direction2) {
+    if constexpr (by_norms<R>) static_cast<R*>(rule)->set_norms(p2, direction2);
+}
+using SetNorms = void (*)(void*, double, double);
+#define SP_SET(R) {&set_norms<R<float>>, &set_norms<R<double>>},
+constexpr SetNorms norm_setters[][2] = {SP_RULES(SP_SET)};
+#undef SP_SET
+
 void set_norms(const TensorStep& part, const double* sums) {
-    double p2 = 0.0, r2 = 0.0;
+    double p2 = 0.0, direction2 = 0.0;
     for (index s = 0; s < slabs_of(part.tensor->size); ++s) {
         p2 += sums[2 * s];
-        r2 += sums[2 * s + 1];
+        direction2 += sums[2 * s + 1];
     }
-    if (part.tensor->p.dtype == Dtype::f64) {
-        static_cast<Lamb<double>*>(part.rule)->set_norms(p2, r2);
-    } else {
-        static_cast<Lamb<float>*>(part.rule)->set_norms(p2, r2);
-    }
+    const bool wide = part.tensor->p.dtype == Dtype::f64;
+    norm_setters[part.tensor->rule][wide](part.rule, p2, direction2);
 }
 
 }  // namespace
 
-void sweep(const Stream& stream, const TensorSteps& parts, double factor, const StepOptions& options,
-           double* sums) {
+void sweep(const Stream& stream, const TensorSteps& parts, double factor,
+           const StepOptions& options, double* sums) {
     constexpr index line = 64;  // pieces begin at multiples of this, to keep vectors whole
     run(stream, work_of(parts), [&](const Context& context) {
         if (sums) {
@@ -131,24 +137,25 @@ void sweep(const Stream& stream, const TensorSteps& parts, double factor, const 
             }
             context.sync();
         }
-        for_share(context, parts, true, line, [&](const TensorStep& part, index begin, index end, index) {
-            const auto piece = [&] {
-                SP_PICK_ISA(update_piece, part, factor, options, begin, end);
-            };
-            piece();
-        });
+        for_share(context, parts, true, line,
+                  [&](const TensorStep& part, index begin, index end, index) {
+                      const auto piece = [&] {
+                          SP_PICK_ISA(update_piece, part, factor, options, begin, end);
+                      };
+                      piece();
+                  });
     });
 }
 
 namespace {
 
 // Tensors whose parameter stays, while what is beside it goes on.
-class Unmoved {
+class Followers {
    public:
-    explicit Unmoved(std::vector<Tensor> tensors) : tensors_(std::move(tensors)) {
+    explicit Followers(std::vector<Tensor> tensors) : tensors_(std::move(tensors)) {
         parts_.reserve(tensors_.size());
         for (Tensor& t : tensors_) {
-            t.rule = int(RuleId::Still);
+            t.rule = int(RuleId::Unmoved);
             parts_.push_back({&t, &nothing_, 0});
         }
     }
@@ -167,8 +174,8 @@ class Unmoved {
 }  // namespace
 
 template <class T>
-void gather_direction(const Stream& stream, const TensorStep& part, RuleId first, const double* hyper,
-                      double factor, const StepOptions& options, T* x) {
+void gather_direction(const Stream& stream, const TensorStep& part, RuleId first,
+                      const double* hyper, double factor, const StepOptions& options, T* x) {
     Tensor t = *part.tensor;
     t.p = {x, nullptr, sizeof(T) == 8 ? Dtype::f64 : Dtype::f32};
     t.ema = t.copy = t.remainder = {};
@@ -188,9 +195,9 @@ void apply_direction(const Stream& stream, const TensorStep& part, const StepOpt
     sweep(stream, TensorSteps({&t, part.rule, part.step}), 1.0, after);
 }
 
-#define SP_INSTANTIATE(T)                                                                     \
-    template void gather_direction(const Stream&, const TensorStep&, RuleId, const double*, double, \
-                                   const StepOptions&, T*);                                   \
+#define SP_INSTANTIATE(T)                                                                   \
+    template void gather_direction(const Stream&, const TensorStep&, RuleId, const double*, \
+                                   double, const StepOptions&, T*);                         \
     template void apply_direction(const Stream&, const TensorStep&, const StepOptions&, const T*);
 SP_INSTANTIATE(float)
 SP_INSTANTIATE(double)
@@ -257,7 +264,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
             left.push_back(*part.tensor);
             left.back().ema = left.back().copy = {};
         }
-        Unmoved(std::move(left)).go(stream, options);
+        Followers(std::move(left)).go(stream, options);
     };
     state_->skipped = false;
     double factor = options.unscale;
@@ -272,7 +279,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
         if (!(coefficient >= 1.0)) factor *= coefficient;
     }
     // All memory is taken before anything is written, so that no step is done by half.
-    const Unmoved unmoved(std::move(without));
+    const Followers followers(std::move(without));
     std::vector<Clock> ended(parts.size());
     std::vector<Block> blocks;
     blocks.reserve(parts.size());
@@ -329,7 +336,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
     sweep(stream, elementwise, factor, options, slabs ? sums.data() : nullptr);
     StepOptions rest = options;
     rest.zero = false;  // what stands for their gradients is themselves
-    unmoved.go(stream, rest);
+    followers.go(stream, rest);
     for (std::size_t i = 0; i < parts.size(); ++i) {
         state_->clocks[parts[i].tensor - tensors.data()] = ended[i];
     }

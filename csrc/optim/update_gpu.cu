@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "optim/tables_gpu.cuh"
 #include "optim/update_gpu.cuh"
@@ -30,9 +31,9 @@ __global__ void __launch_bounds__(threads)
     }
 }
 
-// LAMB's first pass, of which the sums are |p|^2 and |r|^2 by slab, one after all of the other.
-template <class R>
-__global__ void __launch_bounds__(threads) prepare_kernel(const __grid_constant__ Update u) {
+// The first pass of a rule by norms: |p|^2 and the direction's by slab, one after all of the other.
+template <class R, std::size_t... I>
+__device__ __forceinline__ void prepare_slabs(const Update& u, std::index_sequence<I...>) {
     using T = typename R::scalar;
     constexpr int unrolled = 4;
     const Device& d = u.device;
@@ -45,39 +46,46 @@ __global__ void __launch_bounds__(threads) prepare_kernel(const __grid_constant_
         const R rule = *reinterpret_cast<const R*>(&u.blocks[tensor]);
         Array gradient = item.gradient;
         gradient.data = d.gradients[tensor];
-        const Array &m = item.state[0], &v = item.state[1];
         const index begin = (s - u.pieces.first[piece]) * slab;
         const index end = begin + slab < item.size ? begin + slab : item.size;
-        double p2 = 0.0, r2 = 0.0;
+        double p2 = 0.0, direction2 = 0.0;
         for (index base = begin + index(threadIdx.x); base < end; base += unrolled * threads) {
-            T p[unrolled], g[unrolled], means[unrolled], squares[unrolled];
+            T p[unrolled], g[unrolled];
+            [[maybe_unused]] T states[R::prepared + 1][unrolled];
 #pragma unroll
             for (int k = 0; k < unrolled; ++k) {
                 const index i = base + k * threads;
                 if (i >= end) break;
                 p[k] = parameter<T>(d.numbers, item, i);
                 g[k] = load_at<T>(gradient, place_of(d.numbers, item, gradient.strides, i));
-                means[k] = load_at<T>(m, place_of(d.numbers, item, m.strides, i));
-                squares[k] = load_at<T>(v, place_of(d.numbers, item, v.strides, i));
+                ((states[I][k] = load_at<T>(item.state[I],
+                                            place_of(d.numbers, item, item.state[I].strides, i))),
+                 ...);
             }
 #pragma unroll
             for (int k = 0; k < unrolled; ++k) {
                 const index i = base + k * threads;
                 if (i >= end) break;
-                const T r = rule.prepare(p[k], g[k] * factor, means[k], squares[k]);
-                store_at(m, place_of(d.numbers, item, m.strides, i), means[k]);
-                store_at(v, place_of(d.numbers, item, v.strides, i), squares[k]);
+                const T direction = rule.prepare(p[k], g[k] * factor, states[I][k]...);
+                (store_at(item.state[I], place_of(d.numbers, item, item.state[I].strides, i),
+                          states[I][k]),
+                 ...);
                 p2 = add_square(p2, double(p[k]));
-                r2 = add_square(r2, double(r));
+                direction2 = add_square(direction2, double(direction));
             }
         }
         p2 = folded(p2, threads);
-        r2 = folded(r2, threads);
+        direction2 = folded(direction2, threads);
         if (threadIdx.x == 0) {
             d.sums[s] = p2;
-            d.sums[u.pieces.total + s] = r2;
+            d.sums[u.pieces.total + s] = direction2;
         }
     }
+}
+
+template <class R>
+__global__ void __launch_bounds__(threads) prepare_kernel(const __grid_constant__ Update u) {
+    prepare_slabs<R>(u, std::make_index_sequence<R::prepared>());
 }
 
 template <class R>
@@ -89,8 +97,8 @@ __global__ void __launch_bounds__(threads) norms_kernel(const __grid_constant__ 
         if (d.gradients[tensor] == nullptr) continue;
         const index first = u.pieces.first[piece], count = slabs_of(d.items[tensor].size);
         const double p2 = sum_in_order(d.sums + first, count);
-        const double r2 = sum_in_order(d.sums + u.pieces.total + first, count);
-        if (threadIdx.x == 0) reinterpret_cast<R*>(&d.blocks[tensor])->set_norms(p2, r2);
+        const double direction2 = sum_in_order(d.sums + u.pieces.total + first, count);
+        if (threadIdx.x == 0) reinterpret_cast<R*>(&d.blocks[tensor])->set_norms(p2, direction2);
     }
 }
 
@@ -217,15 +225,20 @@ using Launch = void (*)(const Stream&, bool, const Update&);
 constexpr Launch launches[][2] = {SP_RULES(SP_LAUNCH)};
 #undef SP_LAUNCH
 
-// The one rule by norms is LAMB.
 template <class R>
 void prepare(const Stream& stream, const Update& u) {
-    const cudaStream_t queue = native(stream).stream;
-    prepare_kernel<R><<<grid(stream, u.pieces.total, 1), threads, 0, queue>>>(u);
-    check(cudaGetLastError(), "prepare");
-    norms_kernel<R><<<grid(stream, u.pieces.count, 1), threads, 0, queue>>>(u);
-    check(cudaGetLastError(), "norms");
+    if constexpr (by_norms<R>) {
+        const cudaStream_t queue = native(stream).stream;
+        prepare_kernel<R><<<grid(stream, u.pieces.total, 1), threads, 0, queue>>>(u);
+        check(cudaGetLastError(), "prepare");
+        norms_kernel<R><<<grid(stream, u.pieces.count, 1), threads, 0, queue>>>(u);
+        check(cudaGetLastError(), "norms");
+    }
 }
+using Prepare = void (*)(const Stream&, const Update&);
+#define SP_PREPARE(R) {&prepare<R<float>>, &prepare<R<double>>},
+constexpr Prepare prepares[][2] = {SP_RULES(SP_PREPARE)};
+#undef SP_PREPARE
 
 Update update_of(const Device& device, const Pieces& pieces, const StepOptions& options) {
     return {device,       pieces,         device.blocks, Stage::whole, nullptr, options.ema_weight,
@@ -440,7 +453,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
             some = some || t.gradient.data;
             some_stay = some_stay || (!t.gradient.data && (t.ema.data || t.copy.data));
         }
-        if (some_stay) launches[int(RuleId::Still)][group.wide](stream, false, u);
+        if (some_stay) launches[int(RuleId::Unmoved)][group.wide](stream, false, u);
         if (!some) continue;
         if (on_matrices(group.rule)) {
             const int i = group.tensors[0];
@@ -457,11 +470,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
         if (needs_norms[group.rule]) {
             Update before = u;
             before.pieces = group.slabs;
-            if (group.wide) {
-                prepare<Lamb<double>>(stream, before);
-            } else {
-                prepare<Lamb<float>>(stream, before);
-            }
+            prepares[group.rule][group.wide](stream, before);
         }
         launches[group.rule][group.wide](stream, group.plain, u);
     }

@@ -415,9 +415,9 @@ double squares(const Tensor& t, const Strided& o, index begin, index end) {
                                  : squares_typed<float>(t, o, begin, end);
 }
 
-template <class R>
-void prepare_typed(const TensorStep& part, typename R::scalar factor, index begin, index end,
-                   double* sums) {
+template <class R, std::size_t... I>
+void prepare_with(const TensorStep& part, typename R::scalar factor, index begin, index end,
+                  double* sums, std::index_sequence<I...>) {
     using T = typename R::scalar;
     const Tensor& t = *part.tensor;
     const R r = *static_cast<const R*>(part.rule);
@@ -427,23 +427,39 @@ void prepare_typed(const TensorStep& part, typename R::scalar factor, index begi
         const index n = std::min(chunk<T>, end - at);
         const Loaded<T> l = load_all(t, at, n, s);
         T* const direction = s.average;
-        T* const m = l.state[0];
-        T* const v = l.state[1];
+        [[maybe_unused]] T* const states[] = {l.state[I]..., nullptr};
 #pragma GCC ivdep
-        for (index i = 0; i < n; ++i) direction[i] = r.prepare(l.p[i], l.g[i] * factor, m[i], v[i]);
+        for (index i = 0; i < n; ++i) {
+            direction[i] = r.prepare(l.p[i], l.g[i] * factor, states[I][i]...);
+        }
         add_squares(lane[0], l.p, n);
         add_squares(lane[1], direction, n);
-        store_states<T>(t, at, n, l, nullptr);
+        (store_back(t, t.state[I], at, n, l.state[I], nullptr), ...);
     }
     for (int k = 0; k < 2; ++k) sums[k] = folded(lane[k], lanes);
 }
 
-// The one rule by norms is LAMB.
+template <class R>
+void prepare(const TensorStep& part, typename R::scalar factor, index begin, index end,
+             double* sums) {
+    if constexpr (by_norms<R>) {
+        prepare_with<R>(part, factor, begin, end, sums, std::make_index_sequence<R::prepared>());
+    }
+}
+
+template <class T>
+using Prepare = void (*)(const TensorStep&, T, index, index, double*);
+#define SP_PREPARE(R) &prepare<R<T>>,
+template <class T>
+constexpr Prepare<T> prepares[] = {SP_RULES(SP_PREPARE)};
+#undef SP_PREPARE
+
 void prepare_piece(const TensorStep& part, double factor, index begin, index end, double* sums) {
+    const int rule = part.tensor->rule;
     if (part.tensor->p.dtype == Dtype::f64) {
-        prepare_typed<Lamb<double>>(part, factor, begin, end, sums);
+        prepares<double>[rule](part, factor, begin, end, sums);
     } else {
-        prepare_typed<Lamb<float>>(part, float(factor), begin, end, sums);
+        prepares<float>[rule](part, float(factor), begin, end, sums);
     }
 }
 

@@ -18,7 +18,7 @@ static_assert(chunk % (four * threads) == 0, "a block takes whole rows of a chun
 template <class R>
 constexpr bool stays = false;
 template <class T>
-constexpr bool stays<Still<T>> = true;
+constexpr bool stays<Unmoved<T>> = true;
 
 // Four elements as they are stored, those in float or double as T.
 template <class T>

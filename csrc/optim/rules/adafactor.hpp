@@ -5,7 +5,7 @@
 SP_BEGIN
 
 // The last line of Adafactor: p = (1 - lr weight_decay) p - rate u, where u and rate come from
-// optim/adafactor.hpp.
+// optim/adafactor_cpu.hpp.
 template <class T>
 struct Adafactor {
     using scalar = T;
@@ -33,6 +33,7 @@ struct Adafactor {
 template <class T>
 struct AdafactorGradient {
     using scalar = T;
+    static constexpr bool internal = true;
     static constexpr const char* name = "adafactor_gradient";
     static constexpr int states = 0;
     static constexpr const char* hyper[] = {"lr"};

@@ -13,7 +13,7 @@ struct Asgd {
     static constexpr const char* name = "asgd";
     static constexpr int states = 1;
     static constexpr const char* hyper[] = {"lr",     "weight_decay", "maximize",
-                                            "lambda", "alpha",        "t0"};
+                                            "lambd", "alpha",        "t0"};
 
     T decay, sign, eta, shrink, mu;
     SP_HD Asgd(const double* h, index step, double* carry)

@@ -13,12 +13,12 @@ struct Lamb {
     using scalar = T;
     static constexpr const char* name = "lamb";
     static constexpr int states = 2;
-    static constexpr bool by_norms = true;
+    static constexpr int prepared = 2;
     static constexpr const char* hyper[] = {"lr",    "decoupled_decay", "maximize",
                                             "beta1", "beta2",           "eps"};
 
-    T decay, sign, c1, c2, beta2, bc1, root_bc2, eps, rate;
-    T lift = T(1);  // a power of two that the direction takes over from a rate beyond T's range
+    T decay, sign, c1, c2, beta2, bc1, root_bc2, eps;
+    WideRate<T> rate;
     SP_HD Lamb(const double* h, index step, double*)
         : decay(T(h[1])),
           sign(T(sign_of_maximize(h[2]))),
@@ -28,18 +28,11 @@ struct Lamb {
           bc1(T(1.0 - power(h[3], step))),
           root_bc2(T(std::sqrt(1.0 - power(h[4], step)))),
           eps(T(h[5])),
-          rate(T(h[0])) {}
+          rate(h[0]) {}
 
     SP_HD void set_norms(double p2, double r2) {
         if (!(p2 > 0.0 && r2 > 0.0)) return;
-        double full = double(rate) * std::sqrt(p2) / std::sqrt(r2);
-        if (full > 1e30 && full < double(INFINITY) && sizeof(T) == 4) {
-            const int beyond = std::ilogb(full) - 64;
-            const double power = std::ldexp(1.0, beyond < 120 ? beyond : 120);
-            lift = T(power);
-            full /= power;
-        }
-        rate = T(full);
+        rate = WideRate<T>(double(rate.value) * std::sqrt(p2) / std::sqrt(r2));
     }
     SP_HD T direction(T p, T m, T v) const {
         return decayed((m / bc1) / (std::sqrt(v) / root_bc2 + eps), decay, p);
@@ -51,7 +44,7 @@ struct Lamb {
         return direction(p, m, v);
     }
     SP_HD void operator()(T& p, const T&, T& m, T& v) const {
-        p = std::fma(-rate, lift * direction(p, m, v), p);
+        p = std::fma(-rate.value, rate.lift * direction(p, m, v), p);
     }
 };
 

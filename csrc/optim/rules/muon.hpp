@@ -4,7 +4,20 @@
 
 SP_BEGIN
 
-// The last line of Muon: p = (1 - lr weight_decay) p - lr u, with u from optim/muon.hpp.
+// Its numbers, in the order of `hyper`.
+enum MuonNumber {
+    MuonMaximize = 2,
+    MuonBeta,
+    MuonNesterov,
+    MuonA,
+    MuonB,
+    MuonC,
+    MuonEps,
+    MuonSteps,
+    MuonMatchRms
+};
+
+// The last line of Muon: p = (1 - lr weight_decay) p - lr u, with u from optim/muon_cpu.hpp.
 template <class T>
 struct Muon {
     using scalar = T;
@@ -25,6 +38,7 @@ struct Muon {
 template <class T>
 struct MuonMomentum {
     using scalar = T;
+    static constexpr bool internal = true;
     static constexpr const char* name = "muon_momentum";
     static constexpr int states = 1;
     static constexpr const char* hyper[] = {"lr"};
@@ -32,10 +46,10 @@ struct MuonMomentum {
     T sign, momentum, rest;
     bool nesterov;
     SP_HD MuonMomentum(const double* h, index, double*)
-        : sign(T(sign_of_maximize(h[2]))),
-          momentum(T(h[3])),
-          rest(T(1.0 - h[3])),
-          nesterov(h[4] != 0.0) {}
+        : sign(T(sign_of_maximize(h[MuonMaximize]))),
+          momentum(T(h[MuonBeta])),
+          rest(T(1.0 - h[MuonBeta])),
+          nesterov(h[MuonNesterov] != 0.0) {}
 
     SP_HD void operator()(T& x, const T& gradient, T& b) const {
         const T g = sign * gradient;

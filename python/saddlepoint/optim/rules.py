@@ -788,7 +788,7 @@ class ASGD(Rule):
             number(name, group[name])
 
     def _values(self, group: Group) -> dict[str, float]:
-        return {"lambda": group["lambd"], "alpha": group["alpha"], "t0": group["t0"]}
+        return {"lambd": group["lambd"], "alpha": group["alpha"], "t0": group["t0"]}
 
 
 class Lion(Rule):

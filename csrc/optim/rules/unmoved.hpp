@@ -6,13 +6,14 @@ SP_BEGIN
 
 // The parameter stays: for those without a gradient, whose averages and copies go on.
 template <class T>
-struct Still {
+struct Unmoved {
     using scalar = T;
-    static constexpr const char* name = "still";
+    static constexpr bool internal = true;
+    static constexpr const char* name = "unmoved";
     static constexpr int states = 0;
     static constexpr const char* hyper[] = {"lr"};
 
-    SP_HD Still(const double*, index, double*) {}
+    SP_HD Unmoved(const double*, index, double*) {}
     SP_HD void operator()(T&, const T&) const {}
 };
 
