@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -347,6 +348,26 @@ def test_killed_at_any_time_a_training_goes_on_to_the_same_bits(tmp_path: Path) 
     np.testing.assert_array_equal(found.params.theta, whole.params.theta)
     np.testing.assert_array_equal(found.params.buffers, whole.params.buffers)
     np.testing.assert_array_equal(found.history.loss, whole.history.loss)
+
+
+def test_analyze_leaves_pages_and_runs_of_others(run_folder: Path, tmp_path: Path) -> None:
+    """A page of ours is replaced; somebody's page, and the page of another run, are not."""
+    other, page = tmp_path / "other", tmp_path / "page"
+    shutil.copytree(run_folder, other)
+    page.mkdir()
+    (page / "index.html").write_text("mine")
+    for out, got in ((page, "an index.html of others"), (other, "another run (config.json)")):
+        before = {p.name: p.read_bytes() for p in out.iterdir()}
+        done = saddlepoint("analyze", str(run_folder), "--out", str(out), cwd=tmp_path)
+        assert done.returncode == 2
+        assert got in done.stderr
+        assert "--overwrite" in done.stderr
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+        asked = ("analyze", str(run_folder), "--out", str(out))
+        assert saddlepoint(*asked, "--overwrite", cwd=tmp_path).returncode == 0
+        kept = {name: text for name, text in before.items() if name != "index.html"}
+        assert {p.name: p.read_bytes() for p in out.iterdir() if p.name in kept} == kept
+    assert saddlepoint("analyze", str(run_folder), "--out", "page", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,7 @@ def test_load_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"a\.txt: expected a folder of IDX files, \.npz"):
         load(write(tmp_path / "a.txt", "1,0\n"))
     for dtype in ("float16", "int64"):
-        with pytest.raises(TypeError, match="dtype: expected float32 or float64"):
+        with pytest.raises(TypeError, match="dtype: expected dtype float32 or float64"):
             load(write(tmp_path / "a.csv", "1,0\n"), dtype=dtype)
 
 

@@ -466,7 +466,7 @@ def test_constructor_refuses(change: dict[str, Any], error: type[Exception], mes
 THETA = np.linspace(-1.0, 1.0, NET.size)
 CALLS: list[tuple[str, Callable[[Any], object], type[Exception], str]] = [
     ("theta-list", lambda o: o.loss(THETA.tolist()), TypeError,
-     "theta: expected an array, got list"),
+     "theta: expected an array (NumPy or DLPack), got list"),
     ("theta-dtype", lambda o: o.gradient(THETA.astype("f4")), TypeError,
      "theta: expected dtype float64, got float32"),
     ("theta-tensor", lambda o: o.linearize(torch.zeros(NET.size)), TypeError,

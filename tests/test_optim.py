@@ -940,7 +940,7 @@ F4, F8 = np.ones(4, np.float32), np.ones(4)
 
 REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("list", lambda: optim.SGD([[1.0, 2.0]]), TypeError,
-     "x: expected an array (NumPy or DLPack), got list"),
+     "params: expected an array (NumPy or DLPack), got list"),
     ("integers", lambda: optim.Adam(np.arange(3)), TypeError,
      "params: expected dtype float32, float64, bfloat16 or float16, got int64"),
     ("complex", lambda: optim.Adam(np.zeros(3, complex)), TypeError,

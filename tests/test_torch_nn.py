@@ -536,7 +536,31 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
                  "residual: expected .*, got"),
     "statistics": (lambda: ours.functional.batch_norm(torch.ones(4, 3), None, None),
                    "running_mean: expected .*, got"),
+    "residual of another dtype": (
+        lambda: ours.BatchNormAct(ours.BatchNorm1d(3))(torch.ones(4, 3), torch.ones(3).double()),
+        r"residual: expected shape \(4, 3\), got \(3,\)"),
 }  # fmt: skip
+WRONG_KINDS: dict[str, Callable[[], Any]] = {
+    **{name: lambda name=name: ours.functional.batch_norm(
+        **{"input": torch.ones(4, 3), "running_mean": None, "running_var": None, name: "x"},
+        training=True,
+    ) for name in (
+        "input", "weight", "bias", "residual", "running_mean", "running_var",
+        "num_batches_tracked", "eps", "momentum", "negative_slope", "ghost", "renorm", "noise",
+    )},
+    "ghost of modules": lambda: ours.BatchNorm1d(3, ghost=1.5),
+    "renorm of modules": lambda: ours.BatchNorm1d(3, renorm=3),
+    "noise of modules": lambda: ours.BatchNorm1d(3, noise="x"),
+    "module of convert_batch_norm": lambda: ours.convert_batch_norm("x"),
+    "module of convert_sync_batchnorm": lambda: ours.convert_sync_batchnorm("x"),
+    "module of to_torch": lambda: ours.to_torch("x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG_KINDS)
+def test_wrong_kinds(what: str) -> None:
+    with pytest.raises(TypeError, match=f"^{what.split()[0]}: expected .*, got "):
+        WRONG_KINDS[what]()
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
@@ -561,8 +585,13 @@ def test_errors_leave_the_state_alone() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 2, 2), (2, 3, 0)], ids=str)
 def test_empty_batch(shape: tuple[int, ...]) -> None:
-    theirs, mine = layer(nn, shape).eval(), layer(ours, shape).eval()
+    theirs, mine = layer(nn, shape), layer(ours, shape)
     x = torch.empty(shape, dtype=torch.float64, requires_grad=True)
+    for training in (theirs, mine):
+        training(x)
+    for name, buffer in theirs.named_buffers():  # the batch counts
+        assert torch.equal(getattr(mine, name), buffer)
+    theirs.eval(), mine.eval()
     y = mine(x)
     assert y.shape == theirs(x).shape
     gradients = torch.autograd.grad(y.sum(), (x, *mine.parameters()))
@@ -1378,6 +1407,19 @@ def test_autocast(rng: np.random.Generator) -> None:
     assert_near([norm.weight.grad, norm.bias.grad], [g.float() for g in gradients[1:]], 1e-5)
     mean = 0.1 * exact.mean((0, 2, 3))
     assert_near(norm.running_mean, mean.detach().float(), 1e-6)
+
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize(("x", "residual"), [*itertools.permutations(DTYPES, 2)], ids=str)
+def test_a_residual_of_another_dtype_is_added_as_in_pytorch(
+    rng: np.random.Generator, x: torch.dtype, residual: torch.dtype
+) -> None:
+    norm = ours.BatchNorm1d(3).to(x)
+    a, b = normal(rng, 8, 3).to(x), normal(rng, 8, 3).to(residual)
+    wanted = torch.relu(norm(a) + b)
+    assert torch.equal(ours.BatchNormAct(norm, "relu")(a, b), wanted)
 
 
 @pytest.mark.parametrize(

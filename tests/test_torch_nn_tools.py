@@ -112,6 +112,16 @@ def test_has_nothing_of_a_batch_norm() -> None:
     )
 
 
+@pytest.mark.parametrize("module", [ours.BatchNorm1d(3), ours.BatchNormAct(nn.BatchNorm1d(3))])
+@pytest.mark.parametrize("training", [True, False])
+def test_script_says_what_to_take_instead(module: nn.Module, training: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), module).train(training)
+    with pytest.raises(RuntimeError, match=r"expected torch\.export .*to_torch.*, got "):
+        torch.jit.script(model)
+    assert model[1] is module
+    assert torch.jit.script(ours.to_torch(model))(torch.ones(4, 3)).shape == (4, 3)
+
+
 def test_a_wrong_norm_is_refused() -> None:
     with pytest.raises(TypeError, match="norm: expected a module, got int"):
         ours.BatchNormAct(3)  # type: ignore[arg-type]

@@ -468,6 +468,44 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+GROUP: dict[str, Any] = {"lr": 0.1, "params": [0]}
+MALFORMED: dict[str, tuple[Any, str]] = {
+    "empty": ({}, "state_dict"),
+    "a list": ([], "state_dict"),
+    "nothing": (None, "state_dict"),
+    "states in a list": ({"state": [], "param_groups": [GROUP]}, "state"),
+    "a state of no names": ({"state": {0: 5}, "param_groups": [GROUP]}, "state"),
+    "names that are numbers": ({"state": {0: {1: 5}}, "param_groups": [GROUP]}, "state"),
+    "groups in a dict": ({"state": {}, "param_groups": {}}, "param_groups"),
+    "a group that is a number": ({"state": {}, "param_groups": [1]}, "param_groups"),
+    "a group without parameters": ({"state": {}, "param_groups": [{}]}, "params"),
+    "a number of parameters": ({"state": {}, "param_groups": [{"params": 1}]}, "params"),
+}
+
+
+@pytest.mark.parametrize(("saved", "name"), MALFORMED.values(), ids=MALFORMED)
+def test_what_is_no_state_dict_is_refused(saved: Any, name: str) -> None:
+    params = parameters((3,))
+    optimizer = ours.Adam(params)
+    steps(optimizer, params, range(2))
+    before = contents(optimizer.state_dict())
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: expected .*, got "):
+        optimizer.load_state_dict(saved)
+    assert contents(optimizer.state_dict()) == before
+
+
+@pytest.mark.parametrize("given", [None, "x", 5, {"params": []}], ids=str)
+def test_what_holds_no_parameters_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"^params: expected an array, or a list"):
+        ours.SGD(given)
+
+
+@pytest.mark.parametrize("group", ["x", {}], ids=str)
+def test_a_group_that_is_none_is_refused(group: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^param_group: expected"):
+        ours.SGD(parameters((3,))).add_param_group(group)
+
+
 @pytest.mark.parametrize(
     ("name", "state", "change"),
     REFUSED,

@@ -19,6 +19,15 @@ std::string numpy_name(const py::dtype& type) {
     }
 }
 
+// Only subclasses pay for the question.
+void refuse_mask(const py::handle& object, const char* name) {
+    const auto plain = py::detail::npy_api::get().PyArray_Type_;
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != reinterpret_cast<PyObject*>(plain) &&
+        py::hasattr(object, "filled")) {
+        raise_type(name, "an array without a mask (x.filled(…))", "a masked array");
+    }
+}
+
 Layout from_numpy(const py::handle& object, const char* name) {
     const auto a = py::reinterpret_borrow<py::array>(object);
     const py::dtype type = a.dtype();
@@ -172,6 +181,7 @@ void check_device(const dlpack::Device& device, const char* name) {
 Layout inspect(const py::handle& object, const char* name) {
     Layout l;
     if (py::isinstance<py::array>(object)) {
+        refuse_mask(object, name);
         l = from_numpy(object, name);
     } else if (py::hasattr(object, "__dlpack__")) {
         l = from_dlpack(object, name);

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from . import _core
-from .errors import DeviceError, expected
+from .errors import DeviceError, count, expected, one_of
 
 __all__ = ["device_of", "module", "module_of", "num_threads", "set_num_threads"]
 
@@ -22,7 +24,7 @@ def num_threads() -> int:
 
 def set_num_threads(n: int) -> None:
     """Share CPU work among ``n`` threads from now on; results do not depend on it."""
-    _core.set_num_threads(n)
+    _core.set_num_threads(count("n", n, 1, 2**31 - 1))
 
 
 def module(device: str) -> ModuleType:
@@ -33,11 +35,10 @@ def module(device: str) -> ModuleType:
     DeviceError
         If the device is not there; the message says why.
     """
+    one_of("device", device, ("cpu", "cuda"))
     if device == "cpu":
         return _core
-    if device == "cuda":
-        return _cuda()
-    raise ValueError(expected("device", "'cpu' or 'cuda'", repr(device)))
+    return _cuda()
 
 
 def cuda_module() -> ModuleType | None:
@@ -62,10 +63,24 @@ def _cuda() -> ModuleType:
     return cuda
 
 
+def check_array(name: str, x: Any) -> None:
+    """Raise TypeError unless this is an array; one whose mask would be lost is none."""
+    if isinstance(x, type) or not all(
+        hasattr(x, needed) for needed in ("shape", "dtype", "__dlpack_device__")
+    ):
+        raise TypeError(expected(name, "an array (NumPy or DLPack)", type(x).__name__))
+    refuse_mask(name, x)
+
+
+def refuse_mask(name: str, x: Any) -> None:
+    """Raise TypeError for an array whose mask would be lost."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(expected(name, "an array without a mask (x.filled(…))", "a masked array"))
+
+
 def device_of(x: Any) -> str:
     """``"cpu"`` or ``"cuda"``, for an array of NumPy or one that speaks DLPack."""
-    if not hasattr(x, "__dlpack_device__"):
-        raise TypeError(expected("x", "an array (NumPy or DLPack)", type(x).__name__))
+    check_array("x", x)
     kind = int(x.__dlpack_device__()[0])
     names = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}
     if kind not in names:

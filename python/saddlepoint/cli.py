@@ -117,12 +117,13 @@ def _app() -> Callable[..., Any]:
     def demo(
         out: Path = option(_REPORT, "--out", help="folder for the report"),
         seed: int = option(0, "--seed", help="of data order, weights and directions"),
+        overwrite: bool = option(False, "--overwrite", help="replace a page that is not ours"),
     ) -> None:
         """Train a small network and judge it; then watch a saddle point being left."""
         from .demo import demo as run_demo
         from .report.pages import check_page, write_demo
 
-        check_page(out)
+        check_page(out, overwrite)
         found = run_demo(seed)
         _tell_training(found.run)
         _tell_verdict(found.analysis)
@@ -217,6 +218,9 @@ def _app() -> Callable[..., Any]:
         samples: int = option(4096, "--samples", help="training rows that the loss is taken over"),
         max_products: int = option(300, "--max-products", help="budget of Hessian products"),
         out: Path = option(None, "--out", help="folder for the report; the run's own by default"),
+        overwrite: bool = option(
+            False, "--overwrite", help="replace another run's page, or one that is not ours"
+        ),
     ) -> None:
         """Say what kind of point a run reached, and write the report."""
         from .report.pages import check_page, write_analysis
@@ -226,7 +230,7 @@ def _app() -> Callable[..., Any]:
         if max_products < 1:
             raise ValueError(expected("max_products", "at least 1", max_products))
         loaded = load_run(run)
-        check_page(out or run)
+        check_page(out or run, overwrite, run)
         found = judge(loaded, samples=samples, max_products=max_products)
         _tell_verdict(found)
         _say(f"report: {write_analysis(loaded, found, out or run)}")

@@ -14,6 +14,7 @@ from .nn import Linear, MeanSquaredError, Sequential
 from .objective import NetworkObjective
 from .runs import Analysis, Config, Run, analyze, train
 from .vector import axpy, norm
+from .vector import generator as make_generator
 
 __all__ = ["Demo", "Stage", "demo", "factored_linear_objective"]
 
@@ -68,7 +69,7 @@ def factored_linear_objective(
     The inputs are white and the matrix has the given singular values, so the saddle at zero and
     all others are known in closed form (Baldi & Hornik 1989; Saxe et al. 2014).
     """
-    generator = np.random.default_rng(rng)
+    generator = make_generator(rng)
     rows = 4 * columns
     x = np.linalg.qr(generator.standard_normal((rows, columns)))[0] * np.sqrt(rows)
     left = np.linalg.qr(generator.standard_normal((columns, columns)))[0]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .data.tensors import parse_safetensors, safetensors_bytes
-from .errors import FileFormatError, expected
+from .errors import FileFormatError, expected, path_of
 from .nn import Parameters
 from .store import dump_json, number, parse_json, settle, write_folder
 
@@ -339,7 +339,7 @@ class Fit:
         >>> len(sp.fit(*data, epochs=2, resume=half).history.seconds)
         2
         """
-        found = unpack(Path(folder))
+        found = unpack(path_of("folder", folder))
         arrays = found.arrays
         if set(arrays) != {"theta", "buffers"} or any(a.ndim != 1 for a in arrays.values()):
             file = str(Path(folder, "parameters.safetensors"))

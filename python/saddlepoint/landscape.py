@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import count, expected
+from ._native import check_array
+from .errors import count, expected, number
 from .objective import Objective, check_point
 from .progress import progress
 from .vector import ArrayLike, axpy, copy
@@ -79,9 +80,14 @@ def plane(
     array([5., 0., 5.])
     """
     check_point(objective, theta)
+    for name, axis in (("d", d), ("e", e)):
+        check_array(name, axis)
+        if tuple(axis.shape) != tuple(theta.shape):
+            raise ValueError(expected(name, f"shape {tuple(theta.shape)}", tuple(axis.shape)))
     if count("points", points, 3) % 2 == 0:
         raise ValueError(expected("points", "an odd number", points))
-    reach = np.array([radius, radius] if np.ndim(radius) == 0 else radius, np.float64)
+    both = radius if isinstance(radius, (tuple, list, np.ndarray)) else (radius, radius)
+    reach = np.array([number("radius", r) for r in both], np.float64)
     if reach.shape != (2,) or not np.isfinite(reach).all():
         raise ValueError(expected("radius", "a finite number, or two", radius))
     alphas, betas = (np.linspace(-r, r, points) for r in reach.tolist())

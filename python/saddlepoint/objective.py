@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ._native import module
-from .errors import expected
+from ._native import check_array, module, refuse_mask
+from .errors import count, expected, instance, one_of
 from .nn import BatchNorm, Layer, Loss, Parameters
 from .vector import (
     ArrayLike,
@@ -65,8 +65,7 @@ def check_point(objective: Any, theta: Any) -> None:
 
 def _check_theta(theta: Any, objective: Any) -> None:
     """Raise unless this is an (n,) array of an objective's dtype."""
-    if not (hasattr(theta, "shape") and hasattr(theta, "dtype")):
-        raise TypeError(expected("theta", "an array", type(theta).__name__))
+    check_array("theta", theta)
     wanted, got = _dtype_name(objective.dtype), _dtype_name(theta.dtype)
     if wanted != got:
         raise TypeError(expected("theta", f"dtype {wanted}", got))
@@ -154,10 +153,8 @@ class NetworkObjective:
         device: str = "cpu",
         memory_budget: int = 2 * _GIB,
     ) -> None:
-        if not isinstance(net, Layer):
-            raise TypeError(expected("net", "a layer of saddlepoint.nn", type(net).__name__))
-        if not isinstance(loss, Loss):
-            raise TypeError(expected("loss", "a loss of saddlepoint.nn", type(loss).__name__))
+        instance("net", net, Layer, "a layer of saddlepoint.nn")
+        instance("loss", loss, Loss, "a loss of saddlepoint.nn")
         self._native = module(device)
         self.dtype = float_dtype(dtype)
         self.device = device
@@ -167,8 +164,10 @@ class NetworkObjective:
         self.samples = features.shape[0]
         self._spec = net.spec(features.shape[1], loss.kind)
         targets = loss.targets(y, self.samples, self._spec["outputs"], self.dtype)
-        if batch_norm not in ("batch", "frozen"):
-            raise ValueError(expected("batch_norm", "'batch' or 'frozen'", repr(batch_norm)))
+        one_of("batch_norm", batch_norm, ("batch", "frozen"))
+        if batch_size is not None:
+            count("batch_size", batch_size, 1)
+        count("memory_budget", memory_budget, 0)
         normalizes = any(isinstance(layer, BatchNorm) for layer in net.layers())
         self._frozen = batch_norm == "frozen"
         if self._frozen and normalizes and params is None:
@@ -186,8 +185,6 @@ class NetworkObjective:
 
     def _cut(self, batch_size: int | None, couples_rows: bool) -> list[_Chunk]:
         n = self.samples
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(expected("batch_size", "at least 1", batch_size))
         size = min(batch_size or n, n)
         if couples_rows:
             if size == 1 or n % size == 1:
@@ -365,8 +362,10 @@ class NetworkLinearization:
 
 def check_params(params: Parameters, net: Layer, dtype: np.dtype[Any]) -> None:
     """Raise unless the parameters are those of a network, in one dtype."""
+    instance("params", params, Parameters, "what net.init gives")
     buffers = sum(entry.size for entry in net.buffer_table)
     for name, array, n in (("theta", params.theta, net.size), ("buffers", params.buffers, buffers)):
+        refuse_mask("params", array)
         if array.dtype != dtype and (n or array.size):
             what = "" if array is params.theta else "buffers of "
             raise TypeError(expected("params", f"{what}dtype {dtype}", array.dtype))
@@ -378,6 +377,7 @@ def checked_inputs(x: Any, dtype: np.dtype[Any], net: Layer) -> NDArray[Any]:
     """``x`` as the network takes it: (N, features), of its dtype, finite, not empty."""
     if not isinstance(x, np.ndarray):
         raise TypeError(expected("x", "a NumPy array", type(x).__name__))
+    refuse_mask("x", x)
     if x.dtype != dtype:
         raise TypeError(expected("x", f"dtype {dtype}", x.dtype))
     if x.ndim != 2:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Protocol
 
+from .errors import flag
+
 __all__ = ["Tick", "progress"]
 
 
@@ -24,7 +26,9 @@ def progress(title: str, total: int, show: bool | None = None) -> Iterator[Tick]
     ``show=None`` draws one if standard error is a terminal and Rich is installed; True asks for it
     and raises ImportError without Rich.
     """
-    wanted = sys.stderr.isatty() and find_spec("rich") is not None if show is None else show
+    if show is None:
+        show = sys.stderr.isatty() and find_spec("rich") is not None
+    wanted = flag("show_progress", show)
     if not wanted:
         yield lambda done=1, note="": None
         return

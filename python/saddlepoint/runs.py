@@ -24,7 +24,7 @@ from .critical.verdict import diverged, last_tenth
 from .data import MAX_BYTES, Dataset
 from .data.tables import Column, Layout
 from .data.tensors import require_safetensors
-from .errors import FileFormatError, count, expected
+from .errors import FileFormatError, count, expected, flag, instance, one_of, path_of
 from .history import (
     FILES,
     VERSION,
@@ -137,10 +137,7 @@ class Config:
             checked(name, getattr(self, name), int, low)
         for name in ("lr", "momentum"):
             checked(name, getattr(self, name), float, 0.0)
-        if not isinstance(self.layers, (tuple, list)):
-            raise TypeError(expected("layers", "integers", type(self.layers).__name__))
-        for width in self.layers:
-            checked("layers", width, int, 1)
+        _check_layers(self.layers)
         Layout(self.label, self.header, self.index, self.separator)
         if self.test is not None and not isinstance(self.test, str):
             checked("test", self.test, float, 0.0, 1.0)
@@ -148,8 +145,6 @@ class Config:
             value = getattr(self, name)
             if value not in table:
                 raise ValueError(expected(name, f"one of {', '.join(table)}", repr(value)))
-        if len(self.layers) < 2:
-            raise ValueError(expected("layers", "at least two positive numbers", self.layers))
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(expected("momentum", "0 unless the optimizer is sgd", self.momentum))
 
@@ -191,6 +186,15 @@ _DATA_OPTIONS = ("label", "header", "index", "separator", "test", "max_bytes")
 _DEFAULTS = {f.name: f.default for f in fields(Config)}
 
 
+def _check_layers(layers: Any) -> None:
+    if not isinstance(layers, (tuple, list)):
+        raise TypeError(expected("layers", "integers", type(layers).__name__))
+    for width in layers:
+        checked("layers", width, int, 1)
+    if len(layers) < 2:
+        raise ValueError(expected("layers", "at least two positive numbers", layers))
+
+
 def build_network(
     layers: tuple[int, ...], activation: str = "relu", batch_norm: bool = False
 ) -> Sequential:
@@ -204,6 +208,9 @@ def build_network(
     >>> build_network((4, 3, 2), "tanh").size
     23
     """
+    _check_layers(layers)
+    one_of("activation", activation, _ACTIVATIONS)
+    flag("batch_norm", batch_norm)
     draw = init.he_normal if activation == "relu" else init.xavier_normal
     parts: list[Layer] = []
     for inputs, outputs in pairwise(layers[:-1]):
@@ -276,7 +283,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     FileNotFoundError, NotADirectoryError, FileFormatError
         If it is no such folder, a file is missing, or not what it should be.
     """
-    path = Path(folder)
+    path = path_of("folder", folder)
     found = unpack(path)
     config = _read_config(path / "config.json", found.config)
     net = config.network()
@@ -364,12 +371,15 @@ def train(
     >>> run.test_accuracy > 0.9
     True
     """
-    config = _located(config)
+    config = _located(instance("config", config, Config, "a Config"))
+    if resume is not None:
+        instance("resume", resume, Run, "a Run")
     if resume is not None and replace(resume.config, epochs=config.epochs) != config:
         theirs, ours = vars(resume.config), vars(config)
         name = next(n for n in ours if n != "epochs" and ours[n] != theirs[n])
         raise ValueError(expected(name, f"{theirs[name]!r} as before", repr(ours[name])))
     if out is not None:
+        out = path_of("out", out)
         require_safetensors()
         check_folder(out, FILES, overwrite)
     dataset = config.load_data()
@@ -516,7 +526,7 @@ def analyze(
     count("k", k, 1)
     if max_products is not None:
         count("max_products", max_products, 2 * max(k, 2))
-    config = run.config
+    config = instance("run", run, Run, "a Run").config
     dataset = config.load_data()
     _check_rows(run, _digest(dataset))
     net = config.network()

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import FileFormatError, expected
+from .errors import FileFormatError, expected, path_of
 
 __all__ = [
     "check_folder",
@@ -244,7 +244,7 @@ def _alive(pid: int) -> bool:
 
 
 def _place(path: PathLike) -> Path:
-    return Path(os.path.realpath(path))  # a link is followed, not replaced
+    return Path(os.path.realpath(path_of("path", path)))  # a link is followed, not replaced
 
 
 def _beside(place: Path, kind: str) -> Path:

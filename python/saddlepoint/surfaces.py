@@ -14,7 +14,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saddlepoint.errors import count, expected
+from saddlepoint._native import refuse_mask
+from saddlepoint.errors import brief, count, expected
+from saddlepoint.vector import generator
 
 __all__ = [
     "ExponentialDecay",
@@ -173,7 +175,11 @@ class Quadratic(Surface):
         eigenvalues: Sequence[float] | Array,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        values = np.array(eigenvalues, dtype=np.float64)
+        refuse_mask("eigenvalues", eigenvalues)
+        try:
+            values = np.array(eigenvalues, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise TypeError(expected("eigenvalues", "numbers", brief(eigenvalues))) from None
         if values.ndim != 1 or values.size == 0:
             raise ValueError(expected("eigenvalues", "shape (n,), n >= 1", values.shape))
         if not np.isfinite(values).all():
@@ -448,7 +454,7 @@ def _known(theta: Array, eigenvalues: Sequence[float] | Array) -> KnownPoint:
 
 def _orthogonal(n: int, rng: int | np.random.Generator) -> Array:
     # QR of a Gaussian matrix, with the signs that make it uniform (Mezzadri, math-ph/0609050).
-    q, r = np.linalg.qr(np.random.default_rng(rng).standard_normal((n, n)))
+    q, r = np.linalg.qr(generator(rng).standard_normal((n, n)))
     rotation: Array = q * np.where(np.diag(r) < 0, -1.0, 1.0)
     return rotation
 
@@ -456,5 +462,6 @@ def _orthogonal(n: int, rng: int | np.random.Generator) -> Array:
 def _check_float64(name: str, array: object) -> None:
     if not isinstance(array, np.ndarray):
         raise TypeError(expected(name, "a float64 array", type(array).__name__))
+    refuse_mask(name, array)
     if array.dtype != np.float64:
         raise TypeError(expected(name, "dtype float64", array.dtype))

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import vector
-from ._native import module
+from ._native import module, refuse_mask
 from .data.tensors import require_safetensors
-from .errors import expected
+from .errors import expected, instance, path_of
 from .history import FILES, Fit, History, PathLike, State, UnsavedError, checked, plain
 from .nn import BatchNorm, Layer, Loss, Parameters
 from .objective import check_params, checked_inputs
@@ -228,10 +228,8 @@ def fit(
     for name, count in (("epochs", epochs), ("batch_size", batch_size)):
         checked(name, count, int, 1)
     checked("checkpoint_every", checkpoint_every, float, 0.0)
-    if not isinstance(net, Layer):
-        raise TypeError(expected("net", "a layer of saddlepoint.nn", type(net).__name__))
-    if not isinstance(loss, Loss):
-        raise TypeError(expected("loss", "a loss of saddlepoint.nn", type(loss).__name__))
+    instance("net", net, Layer, "a layer of saddlepoint.nn")
+    instance("loss", loss, Loss, "a loss of saddlepoint.nn")
     if not callable(optimizer):
         what = "a callable that makes one, such as saddlepoint.optim.Adam"
         raise TypeError(expected("optimizer", what, repr(optimizer)))
@@ -239,8 +237,7 @@ def fit(
         raise TypeError(expected("schedule", "a function of the epoch", repr(schedule)))
     state = None if resume is None else _resumable(resume)
     start = params if resume is None else resume.params
-    if not isinstance(start, Parameters):
-        raise TypeError(expected("params", "what net.init gives", type(start).__name__))
+    instance("params", start, Parameters, "what net.init gives")
     check_params(start, net, float_dtype(start.theta.dtype, "params"))
     model = _Model(net, loss, start.copy(), device)
     x, y = model.place(data, "data")
@@ -259,7 +256,7 @@ def fit(
     if len(updated) != 1 or updated[0] is not model.theta:
         raise ValueError(expected("optimizer", "one of the array it is given", "one of others"))
     if state is None:
-        generator = np.random.default_rng(rng)
+        generator = vector.generator(rng)
         state = State(0, 0, 0.0, 0.0, updater.lr, rows, batch_size, {}, {})
     else:
         _check_resumed(state, epochs, rows, batch_size)
@@ -352,8 +349,7 @@ def _why(error: KeyboardInterrupt) -> str:
 
 
 def _resumable(resume: Fit) -> State:
-    if not isinstance(resume, Fit):
-        raise TypeError(expected("resume", "what fit returned", type(resume).__name__))
+    instance("resume", resume, Fit, "what fit returned")
     if resume.state is None:
         what = f"one that {resume.stopped}, without a state"
         raise ValueError(expected("resume", "a training that can go on", what))
@@ -399,9 +395,10 @@ def _saver(checkpoint: PathLike | Callable[[Fit], object] | None) -> Callable[[F
         return lambda fit: None
     if callable(checkpoint):
         return checkpoint
+    path = path_of("checkpoint", checkpoint)
     require_safetensors()
-    check_folder(checkpoint, FILES, overwrite=True)
-    return lambda fit: fit.save(checkpoint, overwrite=True, keep_others=True)
+    check_folder(path, FILES, overwrite=True)
+    return lambda fit: fit.save(path, overwrite=True, keep_others=True)
 
 
 def _scores(model: _Model, x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
@@ -413,6 +410,13 @@ def _scores(model: _Model, x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
 
 def accuracy(outputs: NDArray[Any], labels: NDArray[Any]) -> float:
     """Share of rows whose largest output is at the label."""
+    instance("outputs", outputs, np.ndarray, "an array (N, outputs)")
+    for name, array in (("outputs", outputs), ("labels", labels)):
+        refuse_mask(name, array)
+    if outputs.ndim != 2 or outputs.size == 0:
+        raise ValueError(expected("outputs", "shape (N, outputs)", outputs.shape))
+    if np.shape(labels) != (len(outputs),):
+        raise ValueError(expected("labels", f"shape ({len(outputs)},)", np.shape(labels)))
     return float(np.mean(outputs.argmax(axis=1) == labels))
 
 
@@ -428,6 +432,8 @@ def predict(net: Layer, params: Parameters, x: NDArray[Any], device: str = "cpu"
     >>> predict(net, net.init(0), np.ones((3, 2), np.float32)).ravel()
     array([0., 0., 0.], dtype=float32)
     """
+    instance("net", net, Layer, "a layer of saddlepoint.nn")
+    instance("params", params, Parameters, "what net.init gives")
     check_params(params, net, float_dtype(params.theta.dtype, "params"))
     model = _Model(net, None, params, device)
     features = on_device(checked_inputs(x, model.dtype, net), device)

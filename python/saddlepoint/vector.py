@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ._native import device_of, module, module_of
-from .errors import expected
+from ._native import check_array, device_of, module, module_of, refuse_mask
+from .errors import brief, count, expected, number, one_of
 
 __all__ = [
     "ArrayLike",
@@ -35,10 +35,20 @@ ArrayLike: TypeAlias = Any
 
 def float_dtype(dtype: DTypeLike, name: str = "dtype") -> np.dtype[Any]:
     """``dtype`` if it is float32 or float64; TypeError otherwise."""
-    result = np.dtype(dtype)
+    try:
+        result = np.dtype(dtype)
+    except (TypeError, ValueError):
+        raise TypeError(expected(name, "float32 or float64", brief(dtype))) from None
     if result not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise TypeError(expected(name, "dtype float32 or float64", result))
     return result
+
+
+def _lengths(shape: Any) -> tuple[int, ...]:
+    given = shape if isinstance(shape, (tuple, list)) else (shape,)
+    lengths = tuple(count("shape", n, 0) for n in given)
+    count("shape", math.prod(lengths), 0, 2**59)  # elements that have an address
+    return lengths
 
 
 class Vector:
@@ -73,11 +83,8 @@ class Vector:
         device: str = "cpu",
         order: str = "C",
     ) -> None:
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        if any(n < 0 for n in self.shape):
-            raise ValueError(expected("shape", "lengths of at least 0", self.shape))
-        if order not in ("C", "F"):
-            raise ValueError(expected("order", "'C' or 'F'", repr(order)))
+        self.shape = _lengths(shape)
+        one_of("order", order, ("C", "F"))
         self.dtype = float_dtype(dtype)
         self.device = device
         self.order = order
@@ -125,6 +132,9 @@ class Vector:
     @classmethod
     def from_numpy(cls, x: NDArray[Any], device: str = "cpu") -> Vector:
         """A copy of a host array on a device."""
+        if not isinstance(x, np.ndarray):
+            raise TypeError(expected("x", "a NumPy array", type(x).__name__))
+        refuse_mask("x", x)
         float_dtype(x.dtype, "x")
         return cls._from_host(x, device)
 
@@ -201,6 +211,7 @@ class Vector:
 
 def check_directions(v: Any, n: int) -> None:
     """Raise unless this is one direction (n,), or a block (n, k) of them."""
+    check_array("v", v)
     if len(v.shape) not in (1, 2) or v.shape[0] != n:
         raise ValueError(expected("v", f"shape ({n},) or ({n}, k)", tuple(v.shape)))
 
@@ -236,16 +247,17 @@ def norm(x: ArrayLike) -> float:
 
 def axpy(a: float, x: ArrayLike, y: ArrayLike) -> None:
     """``y += a x``, in place."""
-    module_of(y).axpy(a, x, y)
+    module_of(y).axpy(number("a", a), x, y)
 
 
 def scale(a: float, x: ArrayLike) -> None:
     """``x *= a``, in place."""
-    module_of(x).scale(a, x)
+    module_of(x).scale(number("a", a), x)
 
 
 def copy(x: ArrayLike) -> ArrayLike:
     """A copy of the same kind on the same device."""
+    check_array("x", x)
     if hasattr(x, "clone"):
         return x.detach().clone()
     return x.copy()
@@ -264,6 +276,7 @@ def owned(x: Any, like: ArrayLike, name: str, shape: tuple[int, ...], of: str = 
 
 
 def _owned(x: Any, like: ArrayLike, name: str) -> ArrayLike:
+    refuse_mask(name, x)
     if isinstance(like, Vector) or isinstance(x, Vector):
         if not (isinstance(x, Vector) and x.dtype == getattr(like, "dtype", None)):
             kind = f"a Vector of {like.dtype}" if isinstance(like, Vector) else "an array"
@@ -291,7 +304,8 @@ def rounding(x: Any, least: float) -> float:
 
 def empty_like(x: ArrayLike, shape: int | tuple[int, ...] | None = None) -> ArrayLike:
     """An array of the kind, dtype and device of ``x``, with its shape unless one is given."""
-    wanted = tuple(x.shape) if shape is None else shape
+    check_array("x", x)
+    wanted = tuple(x.shape) if shape is None else _lengths(shape)
     if isinstance(x, Vector):
         return Vector(wanted, x.dtype, x.device)
     if hasattr(x, "new_empty"):
@@ -306,9 +320,25 @@ def in_float64(x: ArrayLike) -> ArrayLike:
     return x.double() if hasattr(x, "double") else x.astype(np.float64)
 
 
+def generator(rng: Any) -> np.random.Generator:
+    """What ``rng=`` stands for, everywhere.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If NumPy makes no generator of it.
+    """
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        what = "an int from 0, a numpy.random.Generator or None"
+        raise type(error)(expected("rng", what, brief(rng))) from None
+
+
 def random(like: ArrayLike, rng: int | np.random.Generator | None = None) -> ArrayLike:
     """A standard normal vector of the kind of ``like``, drawn on the host so that devices agree."""
-    drawn = np.random.default_rng(rng).standard_normal(tuple(like.shape))
+    check_array("like", like)
+    drawn = generator(rng).standard_normal(tuple(like.shape))
     if isinstance(like, Vector):
         return Vector.from_numpy(drawn.astype(like.dtype), like.device)
     if hasattr(like, "new_tensor"):
@@ -318,6 +348,7 @@ def random(like: ArrayLike, rng: int | np.random.Generator | None = None) -> Arr
 
 def gather(x: ArrayLike) -> NDArray[Any]:
     """A copy on the host, as a NumPy array."""
+    check_array("x", x)
     if isinstance(x, Vector):
         return x.numpy()
     if device_of(x) == "cuda":

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..curvature import HessianOperator, eigsh, hessian
-from ..errors import count, expected, number_from_0
+from ..errors import count, expected, flag, number_from_0
 from ..objective import Objective
 from ..vector import ArrayLike, axpy, copy, dot, gather, norm, scale
 
@@ -156,7 +156,7 @@ def classify(
     if max_products is not None:
         count("max_products", max_products, 1)
     H, gradient_norm = finite_hessian(objective, theta)
-    exact = H.shape[0] <= _EXACT_UP_TO if exact is None else exact
+    exact = H.shape[0] <= _EXACT_UP_TO if exact is None else flag("exact", exact)
     values, residuals, directions, converged = (
         _all_eigenvalues(H) if exact else _ends(H, k, max_products, rng, show_progress)
     )

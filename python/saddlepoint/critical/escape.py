@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._native import refuse_mask
 from ..curvature import eigsh
-from ..errors import count, expected
+from ..errors import brief, count, expected
 from ..objective import Objective
 from ..vector import ArrayLike, axpy, copy, dot, gather, norm, owned, scale
 from .classify import finite_hessian
@@ -140,7 +141,11 @@ def escape(
         pairs = eigsh(H, 1, "SA", max_products=max_products, rng=rng, show_progress=show_progress)
         u = pairs.vectors[0]
     else:
-        u = H._like_theta(direction)
+        refuse_mask("direction", direction)
+        try:
+            u = H._like_theta(direction)
+        except (TypeError, ValueError, OverflowError):
+            raise TypeError(expected("direction", "an array", brief(direction))) from None
         if tuple(u.shape) != (H.shape[0],):
             raise ValueError(expected("direction", f"shape ({H.shape[0]},)", tuple(u.shape)))
     length = norm(u)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..objective import Objective
+from ..errors import instance
+from ..objective import Objective, check_point
 from ..vector import ArrayLike, norm
 from .classify import CriticalPoint
 from .escape import Escape, escape, gradient_drop
@@ -159,6 +160,9 @@ def judge(
     -------
     Standing
     """
+    check_point(objective, theta)
+    instance("point", point, CriticalPoint, "what classify found")
+    instance("training", training, Training, "a Training")
     blown = diverged(training, point.loss, point.gradient_norm)
     if blown is not None:
         return blown

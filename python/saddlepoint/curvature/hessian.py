@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._native import refuse_mask
 from ..errors import count, expected
 from ..objective import Linearization, Objective, check_point
 from ..vector import (
@@ -19,6 +20,7 @@ from ..vector import (
     copy,
     dot,
     gather,
+    generator,
     in_float64,
     norm,
     owned,
@@ -183,6 +185,7 @@ class HessianOperator:
 
     def _like_theta(self, x: NDArray[Any]) -> ArrayLike:
         """A host array as the kind of array that θ is, and its dtype."""
+        refuse_mask("x", x)
         x = np.asarray(x, self.dtype)
         if isinstance(self.theta, np.ndarray):
             return x
@@ -295,8 +298,8 @@ class HessianOperator:
         it is where float32 products miss, and pass a thousandth of ‖θ‖ away: there a unit within
         rounding of its kink took the other side.
         """
-        generator = np.random.default_rng(rng)
-        u, v = random(self.theta, generator), random(self.theta, generator)
+        draws = generator(rng)
+        u, v = random(self.theta, draws), random(self.theta, draws)
         for x in (u, v):
             scale(1.0 / norm(x), x)
         hv, again, hu = self.matvec(v), self.matvec(v), self.matvec(u)

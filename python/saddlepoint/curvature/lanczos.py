@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import count, expected, number_from_0
+from .._native import refuse_mask
+from ..errors import count, expected, number_from_0, one_of
 from ..progress import progress
 from ..vector import ArrayLike, axpy, copy, dot, norm, owned, random, rounding, scale
+from ..vector import generator as make_generator
 from .hessian import HessianOperator
 
 __all__ = ["Eigenpairs", "eigsh"]
@@ -91,6 +93,7 @@ class _Operator:
         if not all(hasattr(H, name) for name in ("shape", "dtype", "__matmul__")):
             what = "a matrix or an operator with shape, dtype and H @ v"
             raise TypeError(expected("H", what, type(H).__name__))
+        refuse_mask("H", H)
         shape = tuple(H.shape) if isinstance(H.shape, (tuple, list)) else H.shape
         square = isinstance(shape, tuple) and len(shape) == 2 and shape[0] == shape[1]
         if not (square and isinstance(shape[0], (int, np.integer)) and shape[0] >= 1):
@@ -314,15 +317,14 @@ def eigsh(
     operator = _Operator(H)
     n, like = operator.size, operator.like
     k = min(count("k", k, 1), n)
-    if which not in ("LA", "SA", "BE", "LM"):
-        raise ValueError(expected("which", "'LA', 'SA', 'BE' or 'LM'", repr(which)))
+    one_of("which", which, ("LA", "SA", "BE", "LM"))
     if tol is not None:
         tol = number_from_0("tol", tol)
     besides = k + operator.probes
     if max_products is not None:
         count("max_products", max_products, k + besides)
     most = min(n, 300 if max_products is None else max_products - besides)
-    generator = np.random.default_rng(rng)
+    generator = make_generator(rng)
 
     space = _Subspace(operator)
     q = random(like, generator)

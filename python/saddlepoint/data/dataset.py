@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import FileFormatError, expected
+from .._native import refuse_mask
+from ..errors import FileFormatError, count, expected, instance, path_of
+from ..vector import float_dtype
 from .idx import read_idx_folder
 from .npz import read_npz
 from .streams import MAX_BYTES
@@ -71,10 +73,14 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.classes is not None:
+            count("classes", self.classes, 1)
+        if self.class_names is not None:
+            instance("class_names", self.class_names, tuple, "a tuple of names")
         self._check_part("", self.x, self.y)
         if self.class_names is not None and len(self.class_names) != self.classes:
-            count = len(self.class_names)
-            raise ValueError(expected(f"{self.name} class_names", f"{self.classes} names", count))
+            what, held = f"{self.classes} names", len(self.class_names)
+            raise ValueError(expected(f"{self.name} class_names", what, held))
         if self.x_test is None and self.y_test is None:
             return
         if self.x_test is None or self.y_test is None:
@@ -100,6 +106,7 @@ class Dataset:
 
 
 def _check_matrix(name: str, array: Array, what: str) -> None:
+    refuse_mask(name, array)
     if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
         raise TypeError(expected(name, what, getattr(array, "dtype", type(array).__name__)))
     if array.ndim != 2 or array.size == 0:
@@ -114,6 +121,7 @@ def _check_matrix(name: str, array: Array, what: str) -> None:
 
 
 def _check_labels(name: str, labels: Array, classes: int) -> None:
+    refuse_mask(name, labels)
     if not isinstance(labels, np.ndarray) or labels.dtype != np.int64:
         got = getattr(labels, "dtype", type(labels).__name__)
         raise TypeError(expected(name, "int64 labels (targets have no classes)", got))
@@ -221,11 +229,8 @@ def load(
     >>> data.notes
     ('the first line is a header', "the label is column 'label'")
     """
-    path, dtype = Path(path), np.dtype(dtype)
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(expected("dtype", "float32 or float64", dtype))
-    if isinstance(max_bytes, bool) or not isinstance(max_bytes, (int, np.integer)):
-        raise TypeError(expected("max_bytes", "an int", type(max_bytes).__name__))
+    path, dtype = path_of("path", path), float_dtype(dtype)
+    count("max_bytes", max_bytes, 0)
     share = _share(test)
     other = None if test is None or share is not None else Path(os.fspath(test))  # type: ignore[arg-type]
     asked = Layout(label, header, index, separator)

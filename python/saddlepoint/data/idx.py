@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FileFormatError, expected
+from ..errors import FileFormatError, count, expected, path_of
 from .streams import MAX_BYTES, PathLike, check_size, opened, read_up_to
 
 __all__ = ["read_idx", "read_idx_folder"]
@@ -67,7 +67,7 @@ def read_idx(path: PathLike, max_bytes: int = MAX_BYTES) -> Array:
     ...     read_idx(path)
     array([5, 0, 4], dtype=uint8)
     """
-    with opened(path, max_bytes + _HEADER) as stream:
+    with opened(path_of("path", path), count("max_bytes", max_bytes, 0) + _HEADER) as stream:
         magic = bytes(read_up_to(stream, 4))
         if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_DTYPES or not magic[3]:
             what = "an IDX magic number (0, 0, type, axes)"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FileFormatError, expected
+from .._native import refuse_mask
+from ..errors import FileFormatError, expected, instance, path_of
 from ..store import write_file
 
 __all__ = [
@@ -47,7 +47,7 @@ def read_safetensors(path: PathLike) -> dict[str, Array]:
     {'theta': array([0., 1., 2.])}
     """
     require_safetensors()
-    return parse_safetensors(str(path), Path(path).read_bytes())[0]
+    return parse_safetensors(str(path), path_of("path", path).read_bytes())[0]
 
 
 def parse_safetensors(name: str, content: bytes) -> tuple[dict[str, Array], dict[str, str]]:
@@ -102,16 +102,27 @@ def safetensors_bytes(
         As `write_safetensors`.
     """
     safetensors = require_safetensors()
+    texts = _named("metadata", {} if metadata is None else metadata)
+    for text in texts.values():
+        instance("metadata", text, str, "text")
+    arrays = _named("arrays", arrays)
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise TypeError(expected(f"arrays[{name!r}]", "an array", type(array).__name__))
+        refuse_mask(f"arrays[{name!r}]", array)
     try:
         # It copies memory as it lies, whatever the strides.
         ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        content: bytes = safetensors.numpy.save(ordered, dict(metadata) if metadata else None)
+        content: bytes = safetensors.numpy.save(ordered, texts or None)
     except safetensors.SafetensorError as error:
         raise TypeError(expected("arrays", "dtypes of safetensors", f"'{error}'")) from error
     return content
+
+
+def _named(name: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise TypeError(expected(name, "a mapping by name", type(values).__name__))
+    return {instance(name, key, str, "names that are text"): v for key, v in values.items()}
 
 
 def require_safetensors() -> ModuleType:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import expected
+from ..errors import count, expected
 from ..norm.batch_norm import check_numbers
 from ..vector import float_dtype
+from ..vector import generator as make_generator
 from . import init
 
 __all__ = [
@@ -138,7 +139,7 @@ class Layer:
         (13,)
         """
         wanted = float_dtype(dtype)
-        generator = np.random.default_rng(rng)
+        generator = make_generator(rng)
         return Parameters(_flat(self._draw(generator), wanted), _flat(self._draw_buffers(), wanted))
 
     def unflatten(self, theta: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -182,8 +183,7 @@ def _views(flat: NDArray[Any], table: tuple[Entry, ...], name: str) -> dict[str,
 
 
 def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(expected(name, "at least 1", value))
+    count(name, value, 1)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._native import refuse_mask
 from ..errors import expected
 
 __all__ = ["CrossEntropy", "Loss", "MeanSquaredError"]
@@ -34,6 +35,7 @@ class CrossEntropy(Loss):
 
     def targets(self, y: Any, rows: int, outputs: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         del dtype
+        refuse_mask("y", y)
         labels = np.asarray(y)
         if labels.dtype.kind not in "iu":
             raise TypeError(expected("y", "integer labels", f"dtype {labels.dtype}"))
@@ -56,6 +58,7 @@ class MeanSquaredError(Loss):
     kind = "mean_squared_error"
 
     def targets(self, y: Any, rows: int, outputs: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        refuse_mask("y", y)
         values = np.asarray(y)
         if values.dtype != dtype:
             raise TypeError(expected("y", f"dtype {dtype}", values.dtype))

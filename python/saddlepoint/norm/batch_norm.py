@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._native import check_array, module_of
 from .._native import module as module_for
-from .._native import module_of
-from ..errors import expected
+from ..errors import brief, count, expected, flag, instance, number, number_from_0, one_of
 from ..vector import ArrayLike, Vector, gather
 from .arrays import channel_like, dense_like, double_table, octets, row_of, stacked
 
@@ -171,9 +171,9 @@ def _module(x: ArrayLike) -> ModuleType:
 
 def _axis(layout: str, x: ArrayLike) -> int:
     """The axis of the channels, counted from the front."""
-    axis = _LAYOUTS.get(layout)
-    if axis is None:
-        raise ValueError(expected("layout", f"one of {', '.join(_LAYOUTS)}", repr(layout)))
+    one_of("layout", layout, _LAYOUTS)
+    axis = _LAYOUTS[layout]
+    check_array("x", x)
     axes = len(x.shape)
     # NCHW and NHWC stand for any number of axes.
     if axes < 2 or (axes != len(layout) and axes > 2 and layout not in ("NCHW", "NHWC")):
@@ -181,33 +181,44 @@ def _axis(layout: str, x: ArrayLike) -> int:
     return axis if axis > 0 else axes - 1
 
 
-def check_activation(activation: str | None) -> None:
-    """Raise ValueError for a name that is none."""
-    if activation not in _ACTIVATIONS:
-        names = ", ".join(repr(a) for a in _ACTIVATIONS if a)
-        raise ValueError(expected("activation", f"None, {names}", repr(activation)))
-
-
-def _number(name: str, value: Any) -> float:
-    """A number of Python's, NumPy's, or of an array without axes."""
-    if isinstance(value, (int, float)):
-        return float(value)
-    if getattr(value, "shape", None) != ():
-        raise TypeError(expected(name, "a number", repr(value)))
-    return _number(name, value.item())
+def check_activation(activation: str | None, negative_slope: float) -> None:
+    """Raise for a name that is none, or a slope that is no number."""
+    one_of("activation", activation, _ACTIVATIONS)
+    number("negative_slope", negative_slope)
 
 
 def check_numbers(eps: Any, momentum: Any) -> tuple[float, float | None]:
     """Both as Python's numbers; raises for what makes no average and no root."""
-    eps = _number("eps", eps)
+    eps = number("eps", eps)
     if not 0.0 <= eps < float("inf"):
         raise ValueError(expected("eps", "a finite number of at least 0", eps))
     if momentum is None:
         return eps, None
-    momentum = _number("momentum", momentum)
+    momentum = number("momentum", momentum)
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(expected("momentum", "None or a number within [0, 1]", momentum))
     return eps, momentum
+
+
+def check_variants(ghost: Any, renorm: Any, noise: Any) -> None:
+    """Raise unless each is None or makes sense."""
+    if ghost is not None:
+        count("ghost", ghost, 1)
+    if renorm is not None:
+        if not isinstance(renorm, (tuple, list)) or len(renorm) != 2:
+            raise TypeError(expected("renorm", "(r_max, d_max)", brief(renorm)))
+        r_max, d_max = (number("renorm", bound) for bound in renorm)
+        if not (r_max >= 1.0 and d_max >= 0.0):
+            what = "r_max of at least 1 and d_max of at least 0"
+            raise ValueError(expected("renorm", what, renorm))
+    if noise is not None:
+        instance("noise", noise, Noise, "a saddlepoint.norm.Noise")
+        for name, value in (("seed", noise.seed), ("step", noise.step)):
+            count(f"noise.{name}", value, 0, 2**64 - 1)
+        for name, value, least in (("mean", noise.mean, 0.0), ("scale", noise.scale, 1.0)):
+            if not least <= number(f"noise.{name}", value) < float("inf"):
+                what = f"a finite number of at least {least:g}"
+                raise ValueError(expected(f"noise.{name}", what, value))
 
 
 def _check_count(count: Any) -> None:
@@ -328,8 +339,10 @@ def batch_norm(
     >>> y.ravel()
     array([-1.,  1.])
     """
-    check_activation(activation)
+    check_activation(activation, negative_slope)
     eps, momentum = check_numbers(eps, momentum)
+    check_variants(ghost, renorm, noise)
+    training = flag("training", training)
     if (running_mean is None) != (running_var is None):
         raise ValueError(expected("running_var", "given together with running_mean", "one of them"))
     if running_mean is None and (not training or renorm is not None):
@@ -338,8 +351,6 @@ def batch_norm(
     module = _module(x)
     axis = _axis(layout, x)
     rows = int(x.shape[0])
-    if ghost is not None and ghost < 1:
-        raise ValueError(expected("ghost", "at least 1 row", ghost))
     sub = ghost if training and ghost is not None and ghost < rows else 0
     seen = 0.0
     if count is not None:
@@ -350,14 +361,6 @@ def batch_norm(
             if count is None:
                 raise ValueError(expected("count", "an array for momentum=None", None))
             seen = float(count)
-        if renorm is not None and not (renorm[0] >= 1.0 and renorm[1] >= 0.0):
-            raise ValueError(
-                expected("renorm", "r_max of at least 1 and d_max of at least 0", renorm)
-            )
-        if noise is not None and not (noise.scale >= 1.0 and noise.mean >= 0.0):
-            raise ValueError(
-                expected("noise", "a scale of at least 1 and a mean of at least 0", noise)
-            )
     else:
         renorm = noise = None
     groups = -(-rows // sub) if sub else 1
@@ -378,9 +381,24 @@ def batch_norm(
     module.batch_norm_forward(
         layer, origin, eps, running, renorm, None if noise is None else tuple(noise), y
     )
-    if training and count is not None and rows:
+    if training and count is not None:
         count += groups  # in place: arrays alone can be given
     return y, saved
+
+
+def _check_rows(x: ArrayLike, axis: int, **rows: Any) -> None:
+    """Raise unless each has one number a channel."""
+    for name, row in rows.items():
+        check_array(name, row)
+        if tuple(row.shape) != (int(x.shape[axis]),):
+            what = f"shape ({int(x.shape[axis])},)"
+            raise ValueError(expected(name, what, tuple(row.shape)))
+
+
+def _check_saved(saved: Any, reduce: Any = None) -> None:
+    instance("saved", saved, Saved, "what batch_norm returned beside y")
+    if reduce is not None and not callable(reduce):
+        raise TypeError(expected("reduce", "a function of an array", brief(reduce)))
 
 
 def _gradients(saved: Saved) -> tuple[ArrayLike, ArrayLike]:
@@ -415,6 +433,7 @@ def batch_norm_backward(
         processes in place, when the batch is spread over several. dweight and dbias are this
         process's own.
     """
+    _check_saved(saved, reduce)
     dx = dense_like(saved.x) if out is None else out
     dweight, dbias = _gradients(saved)
     dresidual = dense_like(saved.x) if saved.has_residual else None
@@ -443,6 +462,7 @@ def batch_norm_tangent(
     A tangent that is None is zero. ``reduce`` is as in `batch_norm_backward`, for the sums of x'
     and h x'.
     """
+    _check_saved(saved, reduce)
     yt = dense_like(saved.x)
     function, layer, weighs = _module(saved.x).batch_norm_tangent, saved._layer, saved._weighs
     along = (x_tangent, weight_tangent, bias_tangent, residual_tangent)
@@ -487,6 +507,7 @@ def batch_norm_second_tangent(
     array like y
         Symmetric in the two directions.
     """
+    _check_saved(saved, reduce)
     result = dense_like(saved.x)
     function, layer = _module(saved.x).batch_norm_second_tangent, saved._layer
     weighs = saved._weighs
@@ -565,6 +586,7 @@ def batch_norm_backward_tangent(
     A tangent that is None is zero. ``reduce`` is as in `batch_norm_backward`, for float64 arrays
     (7 or 2, 1, C); it is called once, twice with a smooth activation.
     """
+    _check_saved(saved, reduce)
     dxt = dense_like(saved.x)
     dresidual_t = dense_like(saved.x) if saved.has_residual else None
     along = (x_tangent, weight_tangent, bias_tangent, residual_tangent)
@@ -594,6 +616,7 @@ def batch_norm_double_backward(
     along (ddx, ddweight, ddbias, ddresidual), and the rest is the tangent of the backward pass
     along it with dy held fixed, by the symmetry of second derivatives.
     """
+    _check_saved(saved, reduce)
     along = (ddx, ddweight, ddbias, ddresidual)
     curved = saved.activation in ("gelu", "tanh")
     dx, ddy = dense_like(saved.x), dense_like(saved.x)
@@ -640,20 +663,24 @@ def combine(parts: Sequence[tuple[int, ArrayLike, ArrayLike]]) -> Moments:
     >>> whole.mean, whole.m2
     (array([4.]), array([26.]))
     """
+    if not isinstance(parts, (list, tuple)) or any(
+        not isinstance(part, tuple) or len(part) != 3 for part in parts
+    ):
+        raise TypeError(expected("parts", "a list of Moments", brief(parts)))
     if not parts:
         raise ValueError(expected("parts", "at least one", "none"))
     device = parts[0][1].device if isinstance(parts[0][1], Vector) else None
     if device is not None:
-        parts = [(count, gather(mean), gather(m2)) for count, mean, m2 in parts]
+        parts = [(elements, gather(mean), gather(m2)) for elements, mean, m2 in parts]
     total, mean, m2 = 0, parts[0][1] * 0.0, parts[0][2] * 0.0
-    for count, part_mean, part_m2 in parts:
-        count = int(count)
-        if count == 0:
+    for elements, part_mean, part_m2 in parts:
+        elements = int(elements)
+        if elements == 0:
             continue
-        total += count
+        total += elements
         distance = part_mean - mean
-        mean = mean + distance * (count / total)
-        m2 = m2 + part_m2 + distance * distance * (count * (total - count) / total)
+        mean = mean + distance * (elements / total)
+        m2 = m2 + part_m2 + distance * distance * (elements * (total - elements) / total)
     if device is not None:
         mean, m2 = Vector.from_numpy(mean, device), Vector.from_numpy(m2, device)
     return Moments(total, mean, m2)
@@ -685,12 +712,15 @@ def batch_norm_apply(
     training : bool
         Whether the statistics depend on x, so that derivatives go through them.
     """
-    check_activation(activation)
-    module, axis = _module(x), _axis(layout, x)
+    check_activation(activation, negative_slope)
+    axis = _axis(layout, x)
+    module = _module(x)
+    _check_rows(x, axis, mean=mean, r=r)
+    elements = number_from_0("count", count)
     table = stacked(x, mean, r)
     saved = Saved(
         x, weight, bias, table, training, activation, negative_slope, None, None, False, axis, 0,
-        float(count),
+        elements,
     )  # fmt: skip
     _keep_argument(module, saved, residual)
     layer = (
@@ -707,6 +737,7 @@ def batch_norm_backward_reduce(dy: ArrayLike, saved: Saved) -> tuple[ArrayLike, 
 
     The first half of `batch_norm_backward`, so that the sums of several processes can be added.
     """
+    _check_saved(saved)
     sums = double_table(saved.x, 2, saved._groups, saved._channels)
     function = _module(saved.x).batch_norm_backward
     function(saved._layer, (sums, saved._weighs, _SUMS), dy, None, None, None, None)
@@ -722,6 +753,9 @@ def batch_norm_backward_apply(
     out: ArrayLike | None = None,
 ) -> Any:
     """dx from the sums over all processes and their count; (dx, dresidual) with a residual."""
+    _check_saved(saved)
+    _check_rows(saved.x, saved.axis, sum_dz=sum_dz, sum_dz_h=sum_dz_h)
+    number_from_0("count", count)
     sums = stacked(saved.x, sum_dz, sum_dz_h)
     dx = dense_like(saved.x) if out is None else out
     dresidual = dense_like(saved.x) if saved.has_residual else None

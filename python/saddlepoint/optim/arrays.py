@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import module
+from .._native import module, refuse_mask
 from ..errors import expected
 
 __all__ = ["State", "allocate"]
@@ -88,6 +88,7 @@ class State:
         """Raise TypeError or ValueError unless ``x`` could be what `numpy` gave."""
         if not isinstance(x, np.ndarray):
             raise TypeError(expected(name, "a NumPy array", type(x).__name__))
+        refuse_mask(name, x)
         if x.shape != self.shape:
             raise ValueError(expected(name, f"shape {self.shape}", x.shape))
         wanted = self.dtype if self.dtype.endswith(("int16", "64")) else "float32"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import device_of
-from ..errors import expected
+from .._native import check_array, device_of
+from ..errors import expected, number
 from ..vector import ArrayLike, Vector, copy, gather
 from . import rules
 from .arrays import State, allocate
@@ -21,8 +21,9 @@ from .plan import (
     Options,
     Plan,
     Rule,
+    check_params,
+    check_saved,
     each_once,
-    number,
     state_dtype,
     steps_of,
 )
@@ -61,6 +62,8 @@ class Optimizer(Rule):
         self._options = Options.of(common)
         self.defaults = defaults
         self._single = hasattr(params, "__dlpack__")
+        if not self._single:
+            check_params(params)
         given: list[Any] = [params] if self._single else list(params)
         grouped = [isinstance(g, dict) for g in given]
         if not any(grouped):
@@ -77,6 +80,8 @@ class Optimizer(Rule):
             self._check(self.param_groups[-1])
         flat = [p for group in self.param_groups for p in group["params"]]
         each_once(flat)
+        for p in flat:
+            check_array("params", p)
         if self._options.process_group is not None:
             wanted = "None: arrays lie in one process"
             raise ValueError(expected("process_group", wanted, self._options.process_group))
@@ -271,7 +276,7 @@ class Optimizer(Rule):
                 named["remainder"] = self._remainders[i]
             names = {*named, "step", *self.carried}
             if not isinstance(entry, dict) or set(entry) != names:
-                got = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+                got = sorted(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
                 raise ValueError(expected("state", sorted(names), got))
             for name, target in named.items():
                 target.check(entry[name], name)
@@ -287,20 +292,13 @@ class Optimizer(Rule):
 
     def _checked_groups(self, saved: Any) -> tuple[list[Any], list[Group]]:
         """The two parts of a state dict whose groups this optimizer can take."""
-        if not isinstance(saved, dict) or not {"state", "param_groups"} <= set(saved):
-            got = sorted(map(str, saved)) if isinstance(saved, dict) else type(saved).__name__
-            raise ValueError(expected("saved", "a dict with state and param_groups", got))
-        for part in ("state", "param_groups"):
-            if not isinstance(saved[part], list):
-                raise TypeError(expected(part, "a list", type(saved[part]).__name__))
+        check_saved(saved, list)
         entries, groups = saved["state"], saved["param_groups"]
         if len(entries) != len(self._arrays) or len(groups) != len(self.param_groups):
             wanted = f"{len(self._arrays)} parameters in {len(self.param_groups)} groups"
             got = f"{len(entries)} in {len(groups)}"
             raise ValueError(expected("state", wanted, got))
         for group, values, rule in zip(self.param_groups, groups, self._plan.rules, strict=True):
-            if not isinstance(values, dict):
-                raise TypeError(expected("param_groups", "dicts", type(values).__name__))
             if missing := sorted(set(self.defaults) - set(values)):
                 raise ValueError(expected("param_groups", missing, sorted(values)))
             if "params" in values:
@@ -334,6 +332,8 @@ class Optimizer(Rule):
         """
         single = hasattr(params, "__dlpack__")
         given = [params] if single else list(params)
+        for p in given:
+            check_array("params", p)
         if len(given) != len(self._plan.params):
             raise ValueError(expected("params", f"{len(self._plan.params)} arrays", len(given)))
         rest = iter(_writable(p) for p in given)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, TypeAlias, TypedDict
 
 from .._native import module
-from ..errors import expected
+from ..errors import brief, expected, flag, instance, number, one_of
 
 __all__ = ["Common", "Group", "Options", "Plan", "Rule", "Shared"]
 
@@ -63,7 +63,8 @@ class Options:
         for name in common:
             if name not in {**Shared.__annotations__, **Common.__annotations__}:
                 raise TypeError(expected(name, "an argument of the optimizer", "an unknown one"))
-        if common.get("differentiable"):
+        differentiable = common.get("differentiable")
+        if differentiable is not None and flag("differentiable", differentiable):
             raise ValueError(expected("differentiable", "False", True))
         options = cls(**{k: v for k, v in common.items() if k in cls.__dataclass_fields__})
         if options.max_norm is not None and not number("max_norm", options.max_norm) > 0:
@@ -71,9 +72,12 @@ class Options:
         decay = options.ema_decay
         if decay is not None and not 0 <= number("ema_decay", decay) < 1:
             raise ValueError(expected("ema_decay", "within [0, 1)", decay))
-        if options.state_dtype not in (None, "float32", "float64", "bfloat16"):
-            wanted = "'float32', 'float64' or 'bfloat16'"
-            raise ValueError(expected("state_dtype", wanted, repr(options.state_dtype)))
+        one_of("state_dtype", options.state_dtype, (None, "float32", "float64", "bfloat16"))
+        for name in ("check_finite", "zero_grads", "master"):
+            flag(name, getattr(options, name))
+        for name, value in (("copies", options.copies), ("decay_mask", options.decay_mask)):
+            if value is not None and not (name == "decay_mask" and callable(value)):
+                _sequence(name, value)
         seed = options.stochastic_rounding
         if seed is not None and not isinstance(seed, Integral):
             raise TypeError(expected("stochastic_rounding", "a seed, an int", repr(seed)))
@@ -92,7 +96,12 @@ class Options:
             return [bool(mask(p)) for p in params]
         if len(mask) != len(params):
             raise ValueError(expected("decay_mask", f"{len(params)} values", len(mask)))
-        return [bool(m) for m in mask]
+        return [flag("decay_mask", m) for m in mask]
+
+
+_FLAGS = (
+    "amsgrad", "centered", "clamp", "decoupled_weight_decay", "maximize", "nesterov", "no_prox",
+)  # fmt: skip
 
 
 class Rule(abc.ABC):
@@ -135,6 +144,9 @@ class Rule(abc.ABC):
         if hasattr(group["lr"], "shape") and size_of(group["lr"].shape) != 1:
             raise ValueError(expected("lr", "one number", f"shape {tuple(group['lr'].shape)}"))
         at_least_zero(**{name: group[name] for name in self.from_zero if name in group})
+        for name in _FLAGS:
+            if name in group:
+                flag(name, group[name])
 
     def _decoupled(self, group: Group) -> bool:
         return bool(group.get("decoupled_weight_decay", False))
@@ -148,14 +160,10 @@ class Rule(abc.ABC):
         return shape
 
 
-def number(name: str, value: Any) -> float:
-    """A real number of Python or NumPy, or an array of one; TypeError for anything else."""
-    if isinstance(value, Real) or size_of(getattr(value, "shape", (0,))) == 1:
-        try:
-            return float(value)
-        except OverflowError:
-            raise ValueError(expected(name, "a number within float64", "a larger one")) from None
-    raise TypeError(expected(name, "a number", repr(value)))
+def _sequence(name: str, values: Any) -> None:
+    """Raise TypeError for what holds no things in order, as text does not."""
+    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__len__"):
+        raise TypeError(expected(name, "a sequence", brief(values)))
 
 
 def numbers(name: str, values: Any, count: int, what: str = "") -> tuple[float, ...]:
@@ -195,6 +203,24 @@ def each_once(params: Sequence[Any], names: Sequence[str] | None = None) -> None
             what = f"number {i}" if names is None else repr(names[i])
             where = f"number {before}" if names is None else repr(names[before])
             raise ValueError(expected("params", "each parameter once", f"{what} as {where} again"))
+
+
+def check_params(params: Any) -> None:
+    """Raise TypeError for what holds no arrays, nor groups of them."""
+    if not isinstance(params, Iterable) or isinstance(params, (str, bytes, dict)):
+        what = "an array, or a list of arrays or groups"
+        raise TypeError(expected("params", what, type(params).__name__))
+
+
+def check_saved(saved: Any, entries: type) -> None:
+    """Raise unless this has the form of a state dict, with its entries in an ``entries``."""
+    if not isinstance(saved, dict):
+        raise TypeError(expected("state_dict", "a dict", type(saved).__name__))
+    if not {"state", "param_groups"} <= set(saved):
+        raise ValueError(expected("state_dict", "state and param_groups", brief([*saved])))
+    instance("state", saved["state"], entries, f"a {entries.__name__}")
+    for group in instance("param_groups", saved["param_groups"], list, "a list"):
+        instance("param_groups", group, dict, "dicts")
 
 
 _DECAYS = ("weight_decay", "decoupled_decay")

@@ -10,8 +10,8 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import expected
-from .plan import Common, Group, Rule, Shared, at_least_zero, number, numbers, within_one
+from ..errors import brief, expected, number, one_of
+from .plan import Common, Group, Rule, Shared, at_least_zero, numbers, within_one
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -1042,6 +1042,8 @@ class Adafactor(Rule):
             raise ValueError(expected("d", "at least 1", group["d"]))
         if self._options.state_dtype == "bfloat16":
             raise TypeError(expected("state_dtype", "float32 or float64 for Adafactor", "bfloat16"))
+        if not isinstance(group["eps"], (tuple, list)) or len(group["eps"]) != 2:
+            raise ValueError(expected("eps", "two numbers, the first or None", brief(group["eps"])))
         eps1, eps2 = group["eps"]
         at_least_zero(eps=0.0 if eps1 is None else eps1)
         at_least_zero(eps=eps2)
@@ -1061,6 +1063,8 @@ class Adafactor(Rule):
         return (*shape[:-2], 1, shape[-1]) if name == "col_var" else shape
 
     def _values(self, group: Group) -> dict[str, float]:
+        if not isinstance(group["eps"], (tuple, list)) or len(group["eps"]) != 2:
+            raise ValueError(expected("eps", "two numbers, the first or None", brief(group["eps"])))
         eps1, eps2 = group["eps"]
         return {
             "beta2_decay": group["beta2_decay"],
@@ -1149,9 +1153,7 @@ class Muon(Rule):
 
     def _check(self, group: Group) -> None:
         super()._check(group)
-        if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
-            wanted = "None, 'original' or 'match_rms_adamw'"
-            raise ValueError(expected("adjust_lr_fn", wanted, repr(group["adjust_lr_fn"])))
+        one_of("adjust_lr_fn", group["adjust_lr_fn"], (None, "original", "match_rms_adamw"))
         if not 0 < number("ns_steps", group["ns_steps"]) < 100 or group["ns_steps"] % 1:
             raise ValueError(expected("ns_steps", "within [1, 99]", group["ns_steps"]))
         numbers("ns_coefficients", group["ns_coefficients"], 3)

@@ -13,9 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
-import numpy as np
-
-from ..errors import expected
+from ..errors import count, expected, number
 
 __all__ = [
     "Schedule",
@@ -37,22 +35,25 @@ Schedule: TypeAlias = Callable[[int], float]
 
 def _count(**values: int) -> None:
     for name, value in values.items():
-        if not isinstance(value, int | np.integer):
-            raise TypeError(expected(name, "an int", type(value).__name__))
-        if value < 1:
-            raise ValueError(expected(name, "at least 1", value))
+        count(name, value, 1)
 
 
 def _fraction(**values: float) -> None:
     for name, value in values.items():
-        if not 0.0 <= value <= 1.0:
+        if not 0.0 <= number(name, value) <= 1.0:
             raise ValueError(expected(name, "within [0, 1]", value))
 
 
 def _decay(**values: float) -> None:
     for name, value in values.items():
-        if not 0.0 <= value < math.inf:
+        if not 0.0 <= number(name, value) < math.inf:
             raise ValueError(expected(name, "at least 0 and finite", value))
+
+
+def _functions(schedules: Sequence[Schedule]) -> None:
+    for schedule in schedules:
+        if not callable(schedule):
+            raise TypeError(expected("schedules", "functions of the epoch", repr(schedule)))
 
 
 def constant() -> Schedule:
@@ -81,7 +82,7 @@ def exponential(beta: float) -> Schedule:
 
     Ση is finite (η₀ / (1 − e^(−β))) where β > 0: the iterates can stop short of any critical point.
     """
-    if not beta >= 0:
+    if not number("beta", beta) >= 0:
         raise ValueError(expected("beta", "at least 0", beta))
     return lambda k: math.exp(-beta * k)
 
@@ -185,7 +186,7 @@ def polynomial(total: int, power: float = 1.0) -> Schedule:
     [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
     """
     _count(total=total)
-    if not 0.0 < power < math.inf:
+    if not 0.0 < number("power", power) < math.inf:
         raise ValueError(expected("power", "above 0 and finite", power))
     return lambda k: float((1.0 - min(k, total) / total) ** power)
 
@@ -202,6 +203,7 @@ def chained(*schedules: Schedule) -> Schedule:
     """
     if not schedules:
         raise ValueError(expected("schedules", "at least 1", 0))
+    _functions(schedules)
     return lambda k: math.prod(schedule(k) for schedule in schedules)
 
 
@@ -218,7 +220,11 @@ def sequence(schedules: Sequence[Schedule], milestones: Sequence[int]) -> Schedu
     >>> [rate(k) for k in range(7)]
     [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    parts, begins = tuple(schedules), (0, *milestones)
+    for name, values in (("schedules", schedules), ("milestones", milestones)):
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(expected(name, "a list", type(values).__name__))
+    _functions(schedules)
+    parts, begins = tuple(schedules), (0, *(count("milestones", m, 0) for m in milestones))
     if len(parts) != len(begins):
         raise ValueError(
             expected("schedules", f"{len(begins)}, one more than milestones", len(parts))

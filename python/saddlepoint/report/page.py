@@ -98,6 +98,12 @@ def write(report: Report, folder: str | os.PathLike[str]) -> Path:
     return write_file(folder / "index.html", text.encode())
 
 
+def wrote(page: Path) -> bool:
+    """Whether a page is one of ours."""
+    with page.open("rb") as file:
+        return b'<meta name="generator" content="saddlepoint">' in file.read(1024)
+
+
 def _render(report: Report) -> str:
     """The page as text."""
     jinja2, markup = require("jinja2"), require("markupsafe").Markup

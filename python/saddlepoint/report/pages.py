@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..errors import expected
+from ..history import FILES
 from ..store import check_writable
 from .figures import (
     escape_line,
@@ -17,7 +19,7 @@ from .figures import (
     require,
     training_curves,
 )
-from .page import Panel, Report, Verdict, write
+from .page import Panel, Report, Verdict, write, wrote
 
 if TYPE_CHECKING:
     from ..demo import Demo
@@ -89,19 +91,37 @@ def _facts(run: Run, command: str) -> dict[str, str]:
     }
 
 
-def check_page(folder: str | os.PathLike[str]) -> None:
+def check_page(
+    folder: str | os.PathLike[str],
+    overwrite: bool = False,
+    run: str | os.PathLike[str] | None = None,
+) -> None:
     """Raise now if a page could not be made or written there later.
+
+    A page of ours is replaced; in a folder with a run only that run's, which ``run`` names.
 
     Raises
     ------
     ImportError
         If what pages are made with is missing.
+    FileExistsError
+        If the page of somebody else, or another run, is there, unless ``overwrite`` is given.
     OSError
         If nothing can be written there.
     """
     for module in ("jinja2", "plotly"):
         require(module)
     check_writable(folder)
+    place = Path(folder)
+    held = [name for name in FILES if (place / name).exists()]
+    if overwrite or not held:
+        return
+    what = "a folder without a page or run of others, or --overwrite"
+    if held != ["index.html"] and (run is None or not place.samefile(run)):
+        raise FileExistsError(expected(str(folder), what, f"another run ({held[0]})"))
+    page = place / "index.html"
+    if page.exists() and not (page.is_file() and wrote(page)):
+        raise FileExistsError(expected(str(folder), what, "an index.html of others"))
 
 
 def write_analysis(run: Run, found: Analysis, folder: str | os.PathLike[str]) -> Path:

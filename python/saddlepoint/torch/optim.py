@@ -23,7 +23,7 @@ from torch.autograd.graph import increment_version
 from torch.nn.parameter import is_lazy
 
 from .._native import device_of
-from ..errors import expected
+from ..errors import brief, expected, instance, number
 from ..optim import rules
 from ..optim.arrays import allocate
 from ..optim.plan import (
@@ -32,8 +32,9 @@ from ..optim.plan import (
     Options,
     Plan,
     Rule,
+    check_params,
+    check_saved,
     each_once,
-    number,
     state_dtype,
     steps_of,
 )
@@ -165,6 +166,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     def _start(self, params: Any, defaults: Group, common: Common) -> None:
         self._options = Options.of(common)
+        check_params(params)
         self._begin()
         ignored = {k: common.get(k, v) for k, v in _IGNORED.items()}
         torch.optim.Optimizer.__init__(self, params, {**defaults, **ignored})
@@ -200,6 +202,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
             self._add(param_group)
 
     def _add(self, param_group: Group) -> None:
+        if "params" not in instance("param_group", param_group, dict, "a dict"):
+            raise ValueError(expected("param_group", '"params"', brief([*param_group])))
         with warnings.catch_warnings():
             # It warns of a parameter that stands twice in a group, which is an error here.
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
@@ -542,6 +546,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             }
             return {**given, "state": state}
 
+        instance("state_dict", state_dict, dict, "a dict")
         with self._lock:
             # Registered last, so that it sees what other hooks made of the dict.
             handle = self.register_load_state_dict_pre_hook(cast(Any, keep))
@@ -551,8 +556,11 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 handle.remove()
 
     def _check_loaded(self, given: dict[str, Any]) -> None:
+        check_saved(given, dict)
         flat = self._flat()
         groups = given["param_groups"]
+        for group in groups:
+            instance("params", group.get("params"), list, "a list in each of param_groups")
         numbers = [i for group in groups for i in group["params"]]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
             return  # PyTorch says it better
@@ -565,7 +573,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 for i, p in zip(group["params"], own["params"], strict=True)
             }
         for i, p in zip(numbers, flat, strict=True):
-            entry = given["state"].get(i)
+            entry = instance("state", given["state"].get(i) or {}, dict, "dicts")
             if not entry:
                 continue
             names = self._states(of[i], p)
@@ -575,7 +583,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             # Without its states a parameter has what the options put beside it.
             begun = set(entry) - set(_BESIDE)
             if (begun and not needed <= set(entry)) or not set(entry) <= known | own_names:
-                raise ValueError(expected("state", sorted(known), sorted(entry)))
+                raise ValueError(expected("state", sorted(known), sorted(map(str, entry))))
             for name in (*names, *self._beside()):
                 if entry.get(name) is not None:
                     _check_shape(name, entry[name], self._slot(name, tuple(p.shape), (), "")[0])

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ...errors import instance
 from .functional import refuse_variants
 from .modules import (
     BatchNorm1d,
@@ -72,6 +73,7 @@ def convert_batch_norm(module: Module, *, fold_activations: bool = True) -> Modu
     >>> model[0].activation, model[1]
     ('relu', Identity())
     """
+    _check_module(module)
     _say_what_stays(module, "convert_batch_norm")
     result: Module = _replace(module, {}, lambda old: _taken_over(old, _OURS))
     if fold_activations:
@@ -147,7 +149,12 @@ def to_torch(module: Module) -> Module:
     return result
 
 
+def _check_module(module: Any) -> None:
+    instance("module", module, nn.Module, "a torch.nn.Module")
+
+
 def _refuse_variants(module: nn.Module) -> None:
+    _check_module(module)
     for m in module.modules():
         if isinstance(m, Plain):
             refuse_variants(m, "in another module")

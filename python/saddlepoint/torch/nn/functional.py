@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from ...errors import expected
+from ...errors import expected, instance
 from ...norm import Noise
-from ...norm.batch_norm import check_activation, check_numbers
+from ...norm.batch_norm import check_activation, check_numbers, check_variants
 from .autograd import Call, Forward, traced
 
 __all__ = ["batch_norm"]
+
+_TENSORS = (
+    "input", "weight", "bias", "residual", "running_mean", "running_var", "num_batches_tracked",
+)  # fmt: skip
 
 
 def batch_norm(
@@ -47,7 +51,7 @@ def batch_norm(
     negative_slope : float
         Of "leaky_relu".
     residual : tensor like input, optional
-        Added before the activation. Of another dtype it is promoted, as by ``+``.
+        Added before the activation. One of another dtype is added by ``+``, with what that rounds.
     ghost, renorm, noise : optional
         See `saddlepoint.norm.batch_norm`.
     num_batches_tracked : tensor of no axes, optional
@@ -93,13 +97,25 @@ def batch_norm(
         }  # fmt: skip
         y: Tensor = input.tracer.create_proxy("call_function", batch_norm, positional, options)
         return y
-    check_activation(activation)
+    check_activation(activation, negative_slope)
+    check_variants(ghost, renorm, noise)
     eps, momentum = check_numbers(eps, momentum)
     if training and eps == 0.0:
         raise ValueError(expected("eps", "above 0 in training", eps))
+    tensors = (input, weight, bias, residual, running_mean, running_var, num_batches_tracked)
+    for name, tensor in zip(_TENSORS, tensors, strict=True):
+        if name == "input" or tensor is not None:
+            instance(name, tensor, Tensor, "a tensor")
     if residual is not None and residual.dtype != input.dtype:
-        dtype = torch.promote_types(input.dtype, residual.dtype)
-        input, residual = input.to(dtype), residual.to(dtype)
+        if residual.shape != input.shape:
+            what = f"shape {tuple(input.shape)}"
+            raise ValueError(expected("residual", what, tuple(residual.shape)))
+        y = batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps,
+            ghost=ghost, renorm=renorm, noise=noise, num_batches_tracked=num_batches_tracked,
+            process_group=process_group,
+        )  # fmt: skip
+        return activated(y + residual, activation, negative_slope)
     recorded = _recorded()
     if recorded and training:
         others = (running_mean, ghost, renorm, noise, process_group)
@@ -115,7 +131,6 @@ def batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum or 0.0, eps
         )
         return activated(y if residual is None else y + residual, activation, negative_slope)
-    tensors = (input, weight, bias, residual, running_mean, running_var, num_batches_tracked)
     how = (training, momentum, eps, activation, negative_slope, ghost, renorm)
     if torch.compiler.is_compiling():
         from . import compiled

@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ...errors import expected
 from ...norm import Noise
-from ...norm.batch_norm import check_activation
+from ...norm.batch_norm import check_activation, check_variants
 from .functional import activated, batch_norm
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct", "SyncBatchNorm", "hooked"]
@@ -60,6 +60,7 @@ class Plain(_BatchNorm):
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
             **({} if bias else {"bias": False}),  # new in PyTorch 2.13
         )  # fmt: skip
+        check_variants(ghost, renorm, noise)
         self.ghost = ghost
         self.renorm = renorm
         self.noise = noise
@@ -105,6 +106,9 @@ class Plain(_BatchNorm):
         assert self.noise is not None
         return self.noise._replace(step=int(torch.randint(2**62, ())))
 
+    def __prepare_scriptable__(self) -> None:
+        _unscriptable(self)
+
     def extra_repr(self) -> str:
         """The arguments, those of our own where they are in use."""
         parts: list[str] = [super().extra_repr()]  # type: ignore[no-untyped-call]
@@ -119,6 +123,14 @@ def _leaf(module: nn.Module, *inputs: Any) -> Tensor:
     tracer = inputs[0].tracer
     y: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, {})
     return y
+
+
+def _unscriptable(module: nn.Module) -> None:
+    """`torch.jit.script` asks for this: it reads source text, and ours is not in its language."""
+    raise RuntimeError(
+        f"{type(module).__name__}: expected torch.export or torch.jit.trace of model.eval(), or "
+        "PyTorch's own modules (saddlepoint.torch.nn.to_torch(model)), got torch.jit.script"
+    )
 
 
 def hooked(module: nn.Module) -> bool:
@@ -258,7 +270,7 @@ class BatchNormAct(nn.Module):
     def __init__(
         self, norm: nn.Module, activation: str | None = None, negative_slope: float = 0.01
     ) -> None:
-        check_activation(activation)
+        check_activation(activation, negative_slope)
         if not isinstance(norm, nn.Module):
             raise TypeError(expected("norm", "a module", type(norm).__name__))
         super().__init__()
@@ -287,6 +299,9 @@ class BatchNormAct(nn.Module):
             if not name.startswith("norm."):
                 state_dict[f"{prefix}norm.{name}"] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __prepare_scriptable__(self) -> None:
+        _unscriptable(self)
 
     def extra_repr(self) -> str:
         """The activation, and the slope where it is used."""
