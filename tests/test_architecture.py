@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import importlib.util
 import inspect
 import json
 import pkgutil
@@ -290,6 +291,16 @@ def test_the_stub_names_what_the_extension_has() -> None:
         inherited = [classes[base.id].body for base in node.bases if isinstance(base, ast.Name)]
         stub = names_in([*node.body, *(s for body in inherited for s in body)])
         assert stub == public(getattr(_core, name)), name
+
+
+def test_what_is_made_from_the_optimizers_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    for path, text in tables.made().items():
+        assert path.read_text() == text, f"{path}: run python docs/tables.py"
 
 
 def test_extensions_are_small() -> None:

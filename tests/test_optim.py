@@ -92,6 +92,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("LAMB", {}),
     ("LAMB", {"lr": 0.01, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.0}),
     ("LAMB", {"lr": 0.02, "weight_decay": 0.1, "maximize": True}),
+    ("LARS", {}),
+    ("LARS", {"lr": 0.5, "momentum": 0.0, "trust_coefficient": 0.02, "eps": 0.1}),
+    ("LARS", {"lr": 2.0, "trust_coefficient": 0.01, "weight_decay": 0.1, "maximize": True}),
     ("Adafactor", {}),
     ("Adafactor", {"lr": 0.5, "beta2_decay": -0.5, "eps": (1e-4, 0.1)}),
     ("Adafactor", {"d": 2.0, "weight_decay": 0.1, "maximize": True}),
@@ -102,27 +105,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("Muon", {"lr": 0.02, "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 9, "maximize": True}),
 ]  # fmt: skip
 IDS = [f"{name}-{'-'.join(arguments) or 'defaults'}" for name, arguments in CASES]
-REFERENCES = {
-    "SGD": reference.sgd,
-    "Adagrad": reference.adagrad,
-    "RMSprop": reference.rmsprop,
-    "Adam": reference.adam,
-    "AdamW": reference.adamw,
-    "Rprop": reference.rprop,
-    "Adadelta": reference.adadelta,
-    "Adamax": reference.adamax,
-    "NAdam": reference.nadam,
-    "RAdam": reference.radam,
-    "ASGD": reference.asgd,
-    "Lion": reference.lion,
-    "Adan": reference.adan,
-    "LAMB": reference.lamb,
-    "Adafactor": reference.adafactor,
-    "Muon": reference.muon,
-}
+REFERENCES = {name: getattr(reference, name.lower()) for name in optim.rules.RULES}
 NAMES = list(REFERENCES)
 # Where one bad element need not stay alone.
-WHOLE_TENSOR = ("LAMB", "Adafactor", "Muon")
+WHOLE_TENSOR = tuple(name for name, rule in optim.rules.RULES.items() if rule.whole)
 
 
 def rows(wanted: Callable[[str, dict[str, Any]], bool]) -> Any:

@@ -66,24 +66,9 @@ _ACTIVATIONS: dict[str, Callable[[], Layer]] = {
     "sigmoid": Sigmoid,
     "identity": Identity,
 }
-# Those that make sense for all parameters as one vector: not Muon, LAMB and Adafactor.
+# Those that make sense for all parameters as one vector.
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
-    made.__name__.lower(): made
-    for made in (
-        optim.SGD,
-        optim.Adagrad,
-        optim.RMSprop,
-        optim.Adam,
-        optim.AdamW,
-        optim.Rprop,
-        optim.Adadelta,
-        optim.Adamax,
-        optim.NAdam,
-        optim.RAdam,
-        optim.ASGD,
-        optim.Lion,
-        optim.Adan,
-    )
+    name.lower(): getattr(optim, name) for name, rule in optim.rules.RULES.items() if not rule.whole
 }
 
 

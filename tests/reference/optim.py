@@ -415,6 +415,31 @@ def lamb(
     return path
 
 
+def lars(
+    p: Array,
+    gradients: Gradients,
+    lr: float = 1.0,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    trust_coefficient: float = 1e-3,
+    eps: float = 1e-8,
+    maximize: bool = False,
+) -> list[Array]:
+    """You, Gitman & Ginsburg 2017, Algorithm 1; p is one layer.
+
+    The local rate is 1 unless both norms are above 0.
+    """
+    path, b = [], np.zeros_like(p)
+    for gradient in gradients:
+        g = signed(gradient(p), maximize)
+        local = trust_coefficient * norm(p) / (norm(g) + weight_decay * norm(p) + eps)
+        local = local if norm(p) > 0 and norm(g) > 0 else 1.0
+        b = momentum * b + lr * local * (g + weight_decay * p)
+        p = p - b
+        path.append(p)
+    return path
+
+
 def adafactor(
     p: Array,
     gradients: Gradients,

@@ -35,44 +35,9 @@ foreach, fused, capturable
 All of it is one pass over memory, after one over the gradients when their norm is needed.
 """
 
-from . import schedule
-from .optimizers import (
-    ASGD,
-    LAMB,
-    SGD,
-    Adadelta,
-    Adafactor,
-    Adagrad,
-    Adam,
-    Adamax,
-    AdamW,
-    Adan,
-    Lion,
-    Muon,
-    NAdam,
-    Optimizer,
-    RAdam,
-    RMSprop,
-    Rprop,
-)
+from . import faces, schedule
+from .faces import *  # noqa: F403
+from .optimizers import Optimizer as Optimizer
 
-__all__ = [
-    "ASGD",
-    "LAMB",
-    "SGD",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Adan",
-    "Lion",
-    "Muon",
-    "NAdam",
-    "Optimizer",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-    "schedule",
-]
+__all__ = ["Optimizer", "schedule"]
+__all__ += faces.__all__

@@ -13,40 +13,13 @@ from numpy.typing import NDArray
 from .._native import check_array, device_of
 from ..errors import expected, number
 from ..vector import ArrayLike, Vector, copy, gather
-from . import rules
 from .arrays import State, allocate
-from .plan import (
-    Common,
-    Group,
-    Options,
-    Plan,
-    Rule,
-    check_params,
-    check_saved,
-    each_once,
-    state_dtype,
-    steps_of,
-)
+from .checks import check_params, check_saved, each_once, steps_of
+from .options import Common, Group, Options, state_dtype
+from .plan import Plan
+from .rules import Rule
 
-__all__ = [
-    "ASGD",
-    "LAMB",
-    "SGD",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Adan",
-    "Lion",
-    "Muon",
-    "NAdam",
-    "Optimizer",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-]
+__all__ = ["Optimizer"]
 
 
 class Optimizer(Rule):
@@ -376,67 +349,3 @@ def _like(p: ArrayLike, new: ArrayLike) -> Any:
     if isinstance(new, np.ndarray) and not isinstance(p, np.ndarray):
         return p.__array_namespace__().asarray(new)
     return new
-
-
-class SGD(rules.SGD, Optimizer):
-    __doc__ = rules.SGD.__doc__
-
-
-class Adagrad(rules.Adagrad, Optimizer):
-    __doc__ = rules.Adagrad.__doc__
-
-
-class RMSprop(rules.RMSprop, Optimizer):
-    __doc__ = rules.RMSprop.__doc__
-
-
-class Adam(rules.Adam, Optimizer):
-    __doc__ = rules.Adam.__doc__
-
-
-class AdamW(rules.AdamW, Optimizer):
-    __doc__ = rules.AdamW.__doc__
-
-
-class Rprop(rules.Rprop, Optimizer):
-    __doc__ = rules.Rprop.__doc__
-
-
-class Adadelta(rules.Adadelta, Optimizer):
-    __doc__ = rules.Adadelta.__doc__
-
-
-class Adamax(rules.Adamax, Optimizer):
-    __doc__ = rules.Adamax.__doc__
-
-
-class NAdam(rules.NAdam, Optimizer):
-    __doc__ = rules.NAdam.__doc__
-
-
-class RAdam(rules.RAdam, Optimizer):
-    __doc__ = rules.RAdam.__doc__
-
-
-class ASGD(rules.ASGD, Optimizer):
-    __doc__ = rules.ASGD.__doc__
-
-
-class Lion(rules.Lion, Optimizer):
-    __doc__ = rules.Lion.__doc__
-
-
-class Adan(rules.Adan, Optimizer):
-    __doc__ = rules.Adan.__doc__
-
-
-class LAMB(rules.LAMB, Optimizer):
-    __doc__ = rules.LAMB.__doc__
-
-
-class Adafactor(rules.Adafactor, Optimizer):
-    __doc__ = rules.Adafactor.__doc__
-
-
-class Muon(rules.Muon, Optimizer):
-    __doc__ = rules.Muon.__doc__

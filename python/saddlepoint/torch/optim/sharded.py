@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from ..errors import expected
+from ...errors import expected
 
 __all__ = ["norm_over_processes", "of_shard", "refuse_shard", "shard", "wants_processes"]
 

@@ -1,9 +1,4 @@
-"""Drop-in optimizers for ``torch.optim``: its constructors, groups, hooks and state dicts.
-
-Each is a ``torch.optim.Optimizer``, so learning-rate schedulers, closures, ``GradScaler`` and
-trainers take it. A step is one native call over all parameters. `saddlepoint.optim` tells the
-keyword arguments that all of them share; ``max_norm`` stands for ``clip_grad_norm_``.
-"""
+"""What the optimizers of PyTorch's parameters share."""
 
 from __future__ import annotations
 
@@ -22,43 +17,16 @@ from torch._compile import _disable_dynamo
 from torch.autograd.graph import increment_version
 from torch.nn.parameter import is_lazy
 
-from .._native import device_of
-from ..errors import brief, expected, instance, number
-from ..optim import rules
-from ..optim.arrays import allocate
-from ..optim.plan import (
-    Common,
-    Group,
-    Options,
-    Plan,
-    Rule,
-    check_params,
-    check_saved,
-    each_once,
-    state_dtype,
-    steps_of,
-)
+from ..._native import device_of
+from ...errors import brief, expected, instance, number
+from ...optim.arrays import allocate
+from ...optim.checks import check_params, check_saved, each_once, steps_of
+from ...optim.options import Common, Group, Options, state_dtype
+from ...optim.plan import Plan
+from ...optim.rules import Rule
 from .sharded import norm_over_processes, of_shard, refuse_shard, shard, wants_processes
 
-__all__ = [
-    "ASGD",
-    "LAMB",
-    "SGD",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Adan",
-    "Lion",
-    "Muon",
-    "NAdam",
-    "Optimizer",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-]
+__all__ = ["Optimizer"]
 
 # What PyTorch's optimizers have in their groups, and what makes no difference here.
 _IGNORED = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
@@ -578,7 +546,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 continue
             names = self._states(of[i], p)
             needed = {*(self._numbers() if self.counts else ()), *names}
-            known = {*needed, *self.known, *self._numbers(), *_BESIDE}
+            known = {*needed, *self.states, *self._numbers(), *_BESIDE}
             own_names = set(self._state[p]) if p in self._state else set()
             # Without its states a parameter has what the options put beside it.
             begun = set(entry) - set(_BESIDE)
@@ -686,67 +654,3 @@ def _tensors(
         torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device=device).zero_()
         for shape, strides, dtype in slots
     ]
-
-
-class SGD(rules.SGD, Optimizer):
-    __doc__ = rules.SGD.__doc__
-
-
-class Adagrad(rules.Adagrad, Optimizer):
-    __doc__ = rules.Adagrad.__doc__
-
-
-class RMSprop(rules.RMSprop, Optimizer):
-    __doc__ = rules.RMSprop.__doc__
-
-
-class Adam(rules.Adam, Optimizer):
-    __doc__ = rules.Adam.__doc__
-
-
-class AdamW(rules.AdamW, Optimizer):
-    __doc__ = rules.AdamW.__doc__
-
-
-class Rprop(rules.Rprop, Optimizer):
-    __doc__ = rules.Rprop.__doc__
-
-
-class Adadelta(rules.Adadelta, Optimizer):
-    __doc__ = rules.Adadelta.__doc__
-
-
-class Adamax(rules.Adamax, Optimizer):
-    __doc__ = rules.Adamax.__doc__
-
-
-class NAdam(rules.NAdam, Optimizer):
-    __doc__ = rules.NAdam.__doc__
-
-
-class RAdam(rules.RAdam, Optimizer):
-    __doc__ = rules.RAdam.__doc__
-
-
-class ASGD(rules.ASGD, Optimizer):
-    __doc__ = rules.ASGD.__doc__
-
-
-class Lion(rules.Lion, Optimizer):
-    __doc__ = rules.Lion.__doc__
-
-
-class Adan(rules.Adan, Optimizer):
-    __doc__ = rules.Adan.__doc__
-
-
-class LAMB(rules.LAMB, Optimizer):
-    __doc__ = rules.LAMB.__doc__
-
-
-class Adafactor(rules.Adafactor, Optimizer):
-    __doc__ = rules.Adafactor.__doc__
-
-
-class Muon(rules.Muon, Optimizer):
-    __doc__ = rules.Muon.__doc__
