@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, TypeAlias, TypedDict
 
@@ -236,13 +237,19 @@ class Plan:
         rule: Rule,
         groups: Sequence[Group],
         options: Options,
+        grads: Sequence[Any] | None,
+        bind: Callable[[list[int]], None],
         *,
         loss_scale: float | None = None,
         scale: Any = None,
         found_inf: Any = None,
         stream: int | None = None,
     ) -> None:
-        """One step on the gradients that the native plan has collected."""
+        """One step on gradients, or on the parameters' own.
+
+        ``bind`` tells the native plan what lies beside parameters that lack it. One native call
+        looks at memory and works on it: in between another thread could move it.
+        """
         rows: list[list[float]] = []
         rates: list[Any] = []
         device_rate = False
@@ -261,7 +268,9 @@ class Plan:
             row = {name: number(name, values[name]) for name in names}
             rows.append([*row.values()])
             rows.append([0.0 if name in _DECAYS else row[name] for name in names])
-        self.native.run(
+        step = partial(
+            self.native.run,
+            grads,
             rows,
             1.0 if loss_scale is None else 1.0 / loss_scale,
             options.max_norm,
@@ -274,6 +283,11 @@ class Plan:
             found_inf,
             stream,
         )
+        if missing := step():
+            bind(missing)
+            if step():
+                wanted = "memory that stays where it is during a step"
+                raise ValueError(expected("state", wanted, "other memory"))
 
 
 def state_dtype(options: Options, dtype: str) -> str:
