@@ -473,6 +473,7 @@ def shapes_of_states(
         "ASGD": ["ax"],
         "Lion": ["exp_avg"],
         "Adan": ["exp_avg", "exp_avg_sq", "exp_avg_diff", "previous_grad"],
+        "LARS": ["momentum_buffer"],
         "Muon": ["momentum_buffer"],
     }.get(name, ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(arguments.get("amsgrad")))
     return dict.fromkeys(names, shape)

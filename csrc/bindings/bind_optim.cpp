@@ -96,10 +96,22 @@ struct Bound {
     bool fixed = false;  // an array of our own, which never moves
     bool valid = false;  // it was looked at and found good
     explicit operator bool() const { return valid; }
+    // The address of what hands itself out and may be another object by now; null where it looks
+    // otherwise.
+    void* still(PyObject* now) const {
+        dlpack::Tensor t{};
+        if (exchange->tensor_of(now, &t) != 0) {
+            PyErr_Clear();
+            return nullptr;
+        }
+        return view.alike(t) ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
+    }
 };
 
+using Owners = std::vector<py::object>;  // of memory in use
+
 // Looks at an object again; false when nothing but the address may have changed.
-bool look(Bound& bound, const char* name) {
+bool look(Bound& bound, const char* name, Owners& owners) {
     if (bound.exchange) {
         dlpack::Tensor t{};
         if (bound.exchange->tensor_of(bound.object.ptr(), &t) != 0) throw py::error_already_set();
@@ -119,6 +131,7 @@ bool look(Bound& bound, const char* name) {
     const bool same = bound.view.shape == l.array.shape && bound.view.strides == l.strides &&
                       bound.view.dtype.code == dtype.code && bound.view.dtype.bits == dtype.bits;
     bound.view = {l.array.data, dtype, l.array.shape, l.strides};
+    owners.push_back(l.array.owner);
     bound.writable = l.writable;
     return !same;
 }
@@ -134,19 +147,22 @@ void refuse_wrappers(const py::handle& object, const char* name) {
     }
 }
 
-Bound bind(const py::handle& object, const char* name, Access access) {
-    Bound bound;
+Bound bound(const py::handle& object, const char* name, Access access, Owners& owners) {
+    Bound b;
     refuse_wrappers(object, name);
-    bound.object = py::reinterpret_borrow<py::object>(object);
-    bound.exchange = exchange_of(object);
-    look(bound, name);
-    if (access == Access::write && !bound.writable) {
+    b.object = py::reinterpret_borrow<py::object>(object);
+    b.exchange = exchange_of(object);
+    look(b, name, owners);
+    if (access == Access::write && !b.writable) {
         raise_value(name, "a writable array", "a read-only one");
     }
-    static const py::object own = py::module_::import("saddlepoint.optim.arrays").attr("State");
-    bound.fixed = py::isinstance(object, own);
-    bound.valid = true;
-    return bound;
+    // Not a plain static: an import may let another thread come here, which would wait for this one.
+    PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> own;
+    own.call_once_and_store_result(
+        [] { return py::module_::import("saddlepoint.optim.arrays").attr("State"); });
+    b.fixed = py::isinstance(object, own.get_stored());
+    b.valid = true;
+    return b;
 }
 
 // Whether no two elements of an array share memory, for strides that nest.
@@ -331,7 +347,7 @@ class Update {
         }
         for (std::size_t i = 0; i < entries_.size(); ++i) {
             Entry& e = entries_[i];
-            e.p = bind(params[i], "params", Access::write);
+            e.p = bound(params[i], "params", Access::write, owners_);
             (void)dtype_of(e.p.view.dtype, "params");
             Tensor& t = tensors_[i];
             t.rule = rule_number(rule_names[i]);
@@ -348,6 +364,7 @@ class Update {
         }
         moved_ = true;
         settle();
+        release();
     }
 
     // The arrays beside parameter i. `clock`, if any, are single numbers on the host: the step
@@ -365,7 +382,7 @@ class Update {
         Entry made;
         const bool wide = e.p.view.dtype.bits == 64;
         for (const auto& state : states) {
-            Bound b = bind(state, "state", Access::write);
+            Bound b = bound(state, "state", Access::write, owners_);
             if (!e.matrix) check_shape(b, e, "state");
             const Dtype dtype = dtype_of(b.view.dtype, "state");
             // Rules on matrices read their sums directly.
@@ -378,7 +395,7 @@ class Update {
         }
         const auto optional = [&](const py::object& object, const char* name) {
             if (object.is_none()) return Bound{};
-            Bound b = bind(object, name, Access::write);
+            Bound b = bound(object, name, Access::write, owners_);
             check_shape(b, e, name);
             return b;
         };
@@ -395,7 +412,7 @@ class Update {
             raise_type("params", "dtype bfloat16 for a master of 32 bits", name_of(e.p.view.dtype));
         }
         for (const auto& number : clock) {
-            Bound b = bind(number, "step", Access::write);
+            Bound b = bound(number, "step", Access::write, owners_);
             const Dtype dtype = dtype_of(b.view.dtype, "step");
             if (b.view.size() != 1 || bytes_of(dtype) == 2 || backend_is_cuda()) {
                 raise_value("step", "one float32 or float64 number on the host",
@@ -427,79 +444,21 @@ class Update {
         return i == entries_.size();
     }
 
-    // Takes the gradients of the next step: a sequence with None where there is none, or None for
-    // the parameters' own `.grad`. Gives the parameters whose arrays are missing or lie elsewhere
-    // than they did; nothing may be run before they are bound and the gradients taken again.
-    std::vector<std::size_t> collect(const py::object& grads, bool zero) {
-        const bool own = grads.is_none();
-        py::object fast;
-        if (!own) {
-            fast = py::reinterpret_steal<py::object>(PySequence_Fast(grads.ptr(), "grads"));
-            if (!fast) throw py::error_already_set();
-            const auto given = std::size_t(PySequence_Fast_GET_SIZE(fast.ptr()));
-            if (given != entries_.size()) {
-                raise_value("grads", std::to_string(entries_.size()) + " arrays",
-                            std::to_string(given));
-            }
-        }
-        std::vector<std::size_t> missing;
-        all_stepped_ = true;
-        collected_ = false;
-        const std::size_t count = entries_.size();
-        held_.assign(count, py::object());
-        look_beside();
-        for (std::size_t i = 0; i < count; ++i) {
-            PyObject* const p = glances_[i].object;
-            const PyGetSetDef* const get = glances_[i].grad;
-            py::object g;
-            if (!own) {
-                g = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(fast.ptr(), i));
-            } else {
-                g = py::reinterpret_steal<py::object>(get ? get->get(p, get->closure)
-                                                          : PyObject_GetAttr(p, grad_name_.ptr()));
-            }
-            if (!g) throw py::error_already_set();
-            if (g.is_none()) {
-                all_stepped_ = false;
-                if (entries_[i].followed() && !look_at_parameter(i)) missing.push_back(i);
-                tensors_[i].gradient.data = nullptr;  // laid out again, it is the last one's
-                continue;
-            }
-            if (!glance(i, g.ptr())) look_closely(i, g, zero, missing);
-            held_[i] = std::move(g);
-        }
-        if (!missing.empty()) {
-            release();
-            return missing;
-        }
-        settle();
-        read_clocks();
-        for (std::size_t i = 0; i < count; ++i) {
-            // Gradients at their old places were compared with what is written before.
-            const void* const data = held_[i] ? tensors_[i].gradient.data : nullptr;
-            if (data == checked_[i] || !data) continue;
-            const char* const at = static_cast<const char*>(data);
-            const Glance& known = glances_[i];
-            if (!known.gradient.exchange ||
-                !written_.clear_of(at + known.before, at + known.after)) {
-                View view = entries_[i].gradient.view;
-                view.data = const_cast<void*>(data);
-                written_.refuse_sharing(view, "grads");
-            }
-            checked_[i] = data;
-        }
-        if (zero) refuse_shared_gradients();
-        collected_ = true;
-        return missing;
-    }
-
-    // Runs the step on what was collected. `hyper` has a row of numbers for each row that the
-    // parameters name.
-    void run(const std::vector<std::vector<double>>& hyper, double unscale,
-             std::optional<double> max_norm, bool check, bool zero, double ema_weight,
-             std::optional<std::uint64_t> seed, const py::sequence& rates, const py::object& scale,
-             const py::object& found_inf, std::optional<std::uintptr_t> stream) {
-        if (!collected_) raise_value("grads", "gradients collected before a step", "none");
+    // Runs a step on gradients: a sequence with None where there is none, or None for the
+    // parameters' own `.grad`. `hyper` has a row of numbers for each row that the parameters name.
+    // Gives the parameters whose arrays are missing or lie elsewhere than they did; nothing was
+    // done then, and they have to be bound.
+    std::vector<std::size_t> run(const py::object& grads,
+                                 const std::vector<std::vector<double>>& hyper, double unscale,
+                                 std::optional<double> max_norm, bool check, bool zero,
+                                 double ema_weight, std::optional<std::uint64_t> seed,
+                                 const py::sequence& rates, const py::object& scale,
+                                 const py::object& found_inf,
+                                 std::optional<std::uintptr_t> stream) {
+        struct AtEnd {
+            Update& update;
+            ~AtEnd() { update.release(); }
+        } const at_end{*this};
         if (int(hyper.size()) < rows_) {
             raise_value("hyper", std::to_string(rows_) + " rows", std::to_string(hyper.size()));
         }
@@ -519,13 +478,21 @@ class Update {
         options.ema_weight = ema_weight;
         options.random = seed.has_value();
         options.seed = seed.value_or(0);
-        std::vector<py::object> held;
-        options.scale = scalar(scale, "scale", held);
-        options.found_inf = scalar(found_inf, "found_inf", held);
+        std::vector<Bound> numbers;
+        options.scale = scalar(scale, "scale", numbers);
+        options.found_inf = scalar(found_inf, "found_inf", numbers);
         std::vector<Scalar> scalars;
-        for (const auto& rate : rates) scalars.push_back(scalar(rate, "lr", held));
+        for (const auto& rate : rates) scalars.push_back(scalar(rate, "lr", numbers));
+        const std::vector<std::size_t> missing = collect(grads, zero);
+        if (!missing.empty()) return missing;
         {
-            const py::gil_scoped_release unlocked;
+            // While others run they may replace the memory of what they own: hold it, where that
+            // costs little beside the step, or else let nobody run.
+            const bool others_run = is_large();
+            if (others_run) hold(numbers);
+            if (others_run || looked_ || !numbers.empty()) refuse_moved(numbers);
+            std::optional<py::gil_scoped_release> unlocked;
+            if (others_run) unlocked.emplace();
             stepper_.step(stream ? foreign_stream(*stream) : current_stream(), tensors_, rows,
                           scalars, options);
         }
@@ -534,7 +501,7 @@ class Update {
                 if (held_[i]) show_clock(i);
             }
         }
-        release();
+        return missing;
     }
 
     // Shape, strides of a dense array in the parameter's order of axes, and dtype of parameter i.
@@ -584,17 +551,77 @@ class Update {
     bool skipped() const { return stepper_.skipped(); }
 
    private:
+    // Takes the gradients, and looks at all that a step reads and writes. Gives what is missing.
+    std::vector<std::size_t> collect(const py::object& grads, bool zero) {
+        const bool own = grads.is_none();
+        py::object fast;
+        if (!own) {
+            fast = py::reinterpret_steal<py::object>(PySequence_Fast(grads.ptr(), "grads"));
+            if (!fast) throw py::error_already_set();
+            const auto given = std::size_t(PySequence_Fast_GET_SIZE(fast.ptr()));
+            if (given != entries_.size()) {
+                raise_value("grads", std::to_string(entries_.size()) + " arrays",
+                            std::to_string(given));
+            }
+        }
+        std::vector<std::size_t> missing;
+        all_stepped_ = true;
+        looked_ = false;
+        const std::size_t count = entries_.size();
+        held_.assign(count, py::object());
+        look_beside();
+        for (std::size_t i = 0; i < count; ++i) {
+            PyObject* const p = glances_[i].object;
+            const PyGetSetDef* const get = glances_[i].grad;
+            py::object g;
+            if (!own) {
+                g = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(fast.ptr(), i));
+            } else {
+                looked_ = looked_ || !get;
+                g = py::reinterpret_steal<py::object>(get ? get->get(p, get->closure)
+                                                          : PyObject_GetAttr(p, grad_name_.ptr()));
+            }
+            if (!g) throw py::error_already_set();
+            if (g.is_none()) {
+                all_stepped_ = false;
+                if (entries_[i].followed() && !look_at_parameter(i)) missing.push_back(i);
+                tensors_[i].gradient.data = nullptr;  // laid out again, it is the last one's
+                continue;
+            }
+            if (!glance(i, g.ptr())) look_closely(i, g, zero, missing);
+            held_[i] = std::move(g);
+        }
+        if (!missing.empty()) return missing;
+        settle();
+        read_clocks();
+        for (std::size_t i = 0; i < count; ++i) {
+            // Gradients at their old places were compared with what is written before.
+            const void* const data = held_[i] ? tensors_[i].gradient.data : nullptr;
+            if (data == checked_[i] || !data) continue;
+            const char* const at = static_cast<const char*>(data);
+            const Glance& known = glances_[i];
+            if (!known.gradient.exchange ||
+                !written_.clear_of(at + known.before, at + known.after)) {
+                View view = entries_[i].gradient.view;
+                view.data = const_cast<void*>(data);
+                written_.refuse_sharing(view, "grads");
+            }
+            checked_[i] = data;
+        }
+        if (zero) refuse_shared_gradients();
+        return missing;
+    }
+
     // A tensor of one element that lies on our device; None for none.
-    static Scalar scalar(const py::handle& object, const char* name,
-                         std::vector<py::object>& held) {
+    Scalar scalar(const py::handle& object, const char* name, std::vector<Bound>& numbers) {
         if (object.is_none()) return {};
-        const Bound b = bind(object, name, Access::read);
+        const Bound b = bound(object, name, Access::read, owners_);
         const Dtype dtype = dtype_of(b.view.dtype, name);
         if (bytes_of(dtype) == 2) {
             raise_type(name, "dtype float32 or float64", name_of(b.view.dtype));
         }
         if (b.view.size() != 1) raise_value(name, "one number", text(b.view.shape));
-        held.push_back(b.object);
+        numbers.push_back(b);
         return {b.view.data, dtype == Dtype::f64};
     }
 
@@ -652,8 +679,9 @@ class Update {
             if (at.known.exchange) {
                 stands = at.known.still(at.bound->object.ptr()) == at.known.data;
             } else if (entries_[at.entry].ready) {
+                looked_ = true;
                 const void* const before = at.bound->view.data;
-                stands = !look(*at.bound, at.name) && at.bound->view.data == before;
+                stands = !look(*at.bound, at.name, owners_) && at.bound->view.data == before;
             }
             if (!stands) {
                 entries_[at.entry].ready = false;
@@ -740,9 +768,10 @@ class Update {
     // Lays a parameter out again where it changed; false where something beside it is missing.
     bool look_at_parameter(std::size_t i) {
         Entry& e = entries_[i];
+        looked_ = true;
         glances_[i].p = glances_[i].gradient = {};
         const dlpack::DataType dtype = e.p.view.dtype;
-        const bool changed = look(e.p, "params");
+        const bool changed = look(e.p, "params", owners_);
         if (changed || !e.laid || address(e.p.view) != tensors_[i].p.data) {
             e.laid = false;
             if (name_of(e.p.view.dtype) != name_of(dtype)) {
@@ -768,7 +797,7 @@ class Update {
         b.object = g;
         bool changed = true;
         try {
-            changed = look(b, "grads");
+            changed = look(b, "grads", owners_);
         } catch (py::error_already_set&) {
             if (py::cast<bool>(py::getattr(b.object, "is_sparse", py::bool_(false)))) {
                 raise_type("grads", "a dense array", "a sparse one");
@@ -794,7 +823,8 @@ class Update {
         tensors_[i].gradient.data = address(b.view);
     }
 
-    void refuse_shared_gradients() const {
+    void refuse_shared_gradients() {
+        looked_ = true;
         Written gradients;
         std::vector<View> views(entries_.size());
         for (std::size_t i = 0; i < entries_.size(); ++i) {
@@ -813,6 +843,7 @@ class Update {
     // Compares all that is written, once it has moved.
     void settle() {
         if (!moved_) return;
+        looked_ = true;
         written_.clear();
         for (const Entry& e : entries_) {
             if (!dense_enough(e.p.view)) {
@@ -928,11 +959,72 @@ class Update {
         }
     }
 
+    // Whether what has a gradient is so large, on average, that to hold it takes a fiftieth of its
+    // step.
+    bool is_large() const {
+        index elements = 0, count = 0;
+        for (std::size_t i = 0; i < entries_.size(); ++i) {
+            if (!held_[i]) continue;
+            elements += tensors_[i].size;
+            ++count;
+        }
+        return elements >= (index(1) << 14) * count;
+    }
+
+    // Holds all memory that a step reads or writes: what hands itself out, since the rest is held
+    // since it was looked at.
+    void hold(const std::vector<Bound>& numbers) {
+        const auto add = [&](const Bound& b, PyObject* object) {
+            if (!b.exchange) return;
+            auto storage = py::reinterpret_steal<py::object>(
+                PyObject_CallMethodNoArgs(object, storage_name_.ptr()));
+            if (storage) {
+                owners_.push_back(std::move(storage));
+            } else if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
+                PyErr_Clear();  // not PyTorch's, whose tensors alone change their storage
+            } else {
+                throw py::error_already_set();
+            }
+        };
+        for (std::size_t i = 0; i < entries_.size(); ++i) {
+            if (held_[i]) add(entries_[i].gradient, held_[i].ptr());
+            if (held_[i] || entries_[i].followed()) add(entries_[i].p, glances_[i].object);
+        }
+        for (const Beside& at : beside_) add(*at.bound, at.bound->object.ptr());
+        for (const Bound& b : numbers) add(b, b.object.ptr());
+    }
+
+    // Another thread may have run since memory was looked at; none does from here on.
+    void refuse_moved(const std::vector<Bound>& numbers) {
+        const auto check = [&](const Known& known, const Bound& b, PyObject* object,
+                               const void* data, const char* name) {
+            if (!b.exchange) return;
+            void* const now = known.exchange ? known.still(object) : b.still(object);
+            if ((now ? now : &nothing_) != (data ? data : &nothing_)) {
+                raise_value(name, "memory that stays where it is during a step", "other memory");
+            }
+        };
+        for (std::size_t i = 0; i < entries_.size(); ++i) {
+            const Entry& e = entries_[i];
+            const Glance& known = glances_[i];
+            const Tensor& t = tensors_[i];
+            if (held_[i]) {
+                check(known.gradient, e.gradient, held_[i].ptr(), t.gradient.data, "grads");
+            }
+            if (held_[i] || e.followed()) check(known.p, e.p, known.object, t.p.data, "params");
+        }
+        for (const Beside& at : beside_) {
+            check(at.known, *at.bound, at.bound->object.ptr(), at.bound->view.data, at.name);
+        }
+        for (const Bound& b : numbers) check({}, b, b.object.ptr(), b.view.data, "lr");
+    }
+
     void release() {
         for (Entry& e : entries_) {
             if (e.gradient.object) e.gradient.object = py::object();
         }
         held_.clear();
+        owners_.clear();
     }
 
     std::vector<Entry> entries_;
@@ -951,10 +1043,14 @@ class Update {
     std::vector<Beside> beside_;
     bool stale_ = true;  // something was bound since they were gathered
     std::vector<Glance> glances_;
-    std::vector<py::object> held_;  // gradients, until the step was run
-    bool moved_ = true, all_stepped_ = true, collected_ = false;
+    std::vector<py::object> held_;  // gradients, until the step was run; and likewise
+    Owners owners_;
+    bool moved_ = true, all_stepped_ = true;
+    bool looked_ = false;  // in a way that may have let another thread run
     char nothing_ = 0;
     py::str grad_name_ = py::reinterpret_steal<py::str>(PyUnicode_InternFromString("grad"));
+    py::str storage_name_ =
+        py::reinterpret_steal<py::str>(PyUnicode_InternFromString("untyped_storage"));
 };
 
 }  // namespace
@@ -968,8 +1064,7 @@ void bind_optim(py::module_& m) {
              py::arg("ema") = py::none(), py::arg("copy") = py::none(),
              py::arg("remainder") = py::none(), py::arg("clock") = py::tuple())
         .def("holds", &Update::holds, py::arg("lists"))
-        .def("collect", &Update::collect, py::arg("grads"), py::arg("zero") = false)
-        .def("run", &Update::run, py::arg("hyper"), py::arg("unscale") = 1.0,
+        .def("run", &Update::run, py::arg("grads"), py::arg("hyper"), py::arg("unscale") = 1.0,
              py::arg("max_norm") = py::none(), py::arg("check") = false, py::arg("zero") = false,
              py::arg("ema_weight") = 0.0, py::arg("seed") = py::none(),
              py::arg("rates") = py::tuple(), py::arg("scale") = py::none(),

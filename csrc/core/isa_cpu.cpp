@@ -1,5 +1,6 @@
 #include "core/isa_cpu.hpp"
 
+#include <atomic>
 #include <cstring>
 
 SP_BEGIN
@@ -21,12 +22,12 @@ Isa best() {
 }
 
 constexpr const char* names[] = {"base", "v3", "v4"};
-Isa current = best();
+std::atomic<Isa> current{best()};
 
 }  // namespace
 
 Isa isa() { return current; }
-const char* isa_name() { return names[static_cast<int>(current)]; }
+const char* isa_name() { return names[static_cast<int>(isa())]; }
 
 bool set_isa(const char* name) {
     for (int i = 0; i <= static_cast<int>(best()); ++i) {

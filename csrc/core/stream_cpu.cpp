@@ -71,7 +71,7 @@ namespace {
 
 // 0 until somebody asks. In a forked child the parent's OpenMP threads do not exist, and a new team
 // would wait for them: one thread there.
-int threads = 0;
+std::atomic<int> threads{0};
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { threads = 1; });
 
 // Where a second thread gains less, to wait for one whose core is taken costs a hundred times that.
@@ -80,8 +80,12 @@ constexpr double nanoseconds_worth_a_thread = 5e4;
 }  // namespace
 
 int num_threads() {
-    if (threads == 0) threads = omp_get_max_threads();
-    return threads;
+    int n = threads;
+    if (n == 0) {
+        threads.compare_exchange_strong(n, omp_get_max_threads());
+        n = threads;
+    }
+    return n;
 }
 
 void set_num_threads(int n) { threads = n; }
@@ -104,15 +108,22 @@ index column_blocks(index columns) {
     return blocks;
 }
 
-void run(const Stream& stream, double nanoseconds, const Work& work) {
-    const int team = static_cast<int>(
+int members_for(double nanoseconds) {
+    return static_cast<int>(
         std::min<double>(num_threads(), std::max(1.0, nanoseconds / nanoseconds_worth_a_thread)));
-    if (team == 1) {
+}
+
+void run(const Stream& stream, double nanoseconds, const Work& work) {
+    run_on(members_for(nanoseconds), stream, work);
+}
+
+void run_on(int members, const Stream& stream, const Work& work) {
+    if (members == 1) {
         work(Context{0, 1, stream});
         return;
     }
     Team meeting;
-#pragma omp parallel num_threads(team)
+#pragma omp parallel num_threads(members)
     {
         const Context context{omp_get_thread_num(), omp_get_num_threads(), stream, -1, &meeting};
         try {

@@ -81,17 +81,18 @@ class Runner {
             for (const void* a : p.sweep.in) here += a != nullptr;
             arrays = std::max(arrays, here);
         }
+        const double elements = double(s.size()) * double(passes_.size());
+        const int members = members_for(cost::element * elements);
         // All of it before the first number is written.
         if (cut.rows) {
             for (const Stage& p : passes_) {
                 of_member_ = std::max<index>(of_member_, (p.sums + p.coefficients) * row_stride);
             }
-            tables_ = Buffer(stream_, num_threads() * of_member_ * sizeof(double));
+            tables_ = Buffer(stream_, members * of_member_ * sizeof(double));
         }
         const index channel = s.outer * s.inner * bytes_of(s.dtype) * arrays;
         const bool fits = !cut.rows && 2 * channel <= near_cache();
-        const double elements = double(s.size()) * double(passes_.size());
-        run(stream_, cost::element * elements, [&](const Context& context) {
+        run_on(members, stream_, [&](const Context& context) {
             const bool alone = s.channels % context.size == 0 || s.channels >= 8 * context.size;
             if (fits && alone) {
                 channel_by_channel(context);

@@ -138,7 +138,8 @@ class Optimizer(Rule):
     def steps(self) -> int:
         """How often the parameter that was stepped most was stepped."""
         count = len(self._plan.params)
-        return max((self._plan.native.clock(i)[0] for i in range(count)), default=0)
+        with self._lock:
+            return max((self._plan.native.clock(i)[0] for i in range(count)), default=0)
 
     @property
     def grad_norm(self) -> float:
@@ -148,13 +149,15 @@ class Optimizer(Rule):
         """
         if self._options.max_norm is None and not self._options.check_finite:
             raise ValueError(expected("grad_norm", "max_norm or check_finite to be set", "neither"))
-        norm: float = self._plan.native.norm
+        with self._lock:
+            norm: float = self._plan.native.norm
         return norm
 
     @property
     def skipped(self) -> bool:
         """Whether the last step was left out because the gradients were not finite."""
-        skipped: bool = self._plan.native.skipped
+        with self._lock:
+            skipped: bool = self._plan.native.skipped
         return skipped
 
     @property
@@ -192,11 +195,9 @@ class Optimizer(Rule):
                 wanted = "the rules and parameters they began with"
                 raise ValueError(expected("param_groups", wanted, "others"))
             many = [grads] if self._single else list(grads)
-            zero = self._options.zero_grads
-            if moved := self._plan.native.collect(many, zero):
-                self._bind(moved)
-                self._plan.native.collect(many, zero)
-            self._plan.run(self, self.param_groups, self._options, loss_scale=loss_scale)
+            self._plan.run(
+                self, self.param_groups, self._options, many, self._bind, loss_scale=loss_scale
+            )
 
     def memory(self) -> dict[str, int]:
         """Bytes of the arrays beside the parameters, by name."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .._native import module
-from ..errors import number
+from ..errors import expected, number
 from .options import Group, Options
 from .rules import Rule
 
@@ -51,13 +52,19 @@ class Plan:
         rule: Rule,
         groups: Sequence[Group],
         options: Options,
+        grads: Sequence[Any] | None,
+        bind: Callable[[list[int]], None],
         *,
         loss_scale: float | None = None,
         scale: Any = None,
         found_inf: Any = None,
         stream: int | None = None,
     ) -> None:
-        """One step on the gradients that the native plan has collected."""
+        """One step on gradients, or on the parameters' own.
+
+        ``bind`` tells the native plan what lies beside parameters that lack it. One native call
+        looks at memory and works on it: in between another thread could move it.
+        """
         rows: list[list[float]] = []
         rates: list[Any] = []
         device_rate = False
@@ -78,7 +85,9 @@ class Plan:
             row = {name: number(name, values[name]) for name in names}
             rows.append([*row.values()])
             rows.append([0.0 if name in _DECAYS else row[name] for name in names])
-        self.native.run(
+        step = partial(
+            self.native.run,
+            grads,
             rows,
             1.0 if loss_scale is None else 1.0 / loss_scale,
             options.max_norm,
@@ -91,3 +100,8 @@ class Plan:
             found_inf,
             stream,
         )
+        if missing := step():
+            bind(missing)
+            if step():
+                wanted = "memory that stays where it is during a step"
+                raise ValueError(expected("state", wanted, "other memory"))

@@ -41,9 +41,11 @@ _Slot = tuple[tuple[int, ...], tuple[int, ...], str]  # shape, strides, dtype
 
 
 class _Changes:
-    """Whether somebody changed an entry of an optimizer's state."""
+    """Whether somebody changed an entry of an optimizer's state, and what to hold for it."""
 
-    made = False
+    def __init__(self, lock: threading.RLock | None = None) -> None:
+        self.made = False
+        self.lock = lock or threading.RLock()
 
 
 class _Entry(dict[str, Any]):
@@ -60,9 +62,9 @@ class _Entry(dict[str, Any]):
 class _State(defaultdict[Tensor, Any]):
     """``Optimizer.state``, which tells of changes as its entries do."""
 
-    def __init__(self, given: Mapping[Tensor, Any]) -> None:
+    def __init__(self, given: Mapping[Tensor, Any], changes: _Changes | None = None) -> None:
         super().__init__(None)
-        self.changes = _Changes()
+        self.changes = changes or _Changes()
         self.changes.made = True
         self.update(given)
 
@@ -74,7 +76,6 @@ class _State(defaultdict[Tensor, Any]):
         if isinstance(value, dict):
             value = value if isinstance(value, _Entry) else _Entry(value)
             value.changes = self.changes
-        self.changes.made = True
         super().__setitem__(p, value)
 
     def setdefault(self, p: Tensor, default: Any = None) -> Any:
@@ -93,12 +94,13 @@ class _State(defaultdict[Tensor, Any]):
 
 
 def _telling(kind: type, name: str) -> None:
-    """Have a method of ``kind`` tell of the change that it makes."""
+    """Have a method of ``kind`` tell of the change that it makes, which waits for a step's end."""
     method = getattr(kind, name)
 
     def told(self: Any, *given: Any, **named: Any) -> Any:
-        self.changes.made = True
-        return method(self, *given, **named)
+        with self.changes.lock:
+            self.changes.made = True
+            return method(self, *given, **named)
 
     setattr(kind, name, told)
 
@@ -114,7 +116,7 @@ for _name in (
     "update",
 ):
     _telling(_Entry, _name)
-for _name in ("__delitem__", "__ior__", "clear", "pop", "popitem"):
+for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem"):
     _telling(_State, _name)
 
 
@@ -157,12 +159,14 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
         On CUDA the "step" is brought up to date by asking for this.
         """
-        self._show_clocks()
-        return self._state
+        with self._lock:
+            self._show_clocks()
+            return self._state
 
     @state.setter
     def state(self, given: Mapping[Tensor, Any]) -> None:
-        self._state = _State(given)
+        with self._lock:
+            self._state = _State(given, _Changes(self._lock))
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as ``torch.optim.Optimizer.add_param_group``."""
@@ -344,37 +348,30 @@ class Optimizer(Rule, torch.optim.Optimizer):
         dense = strides if of == shape else torch.empty(of, device="meta").stride()
         return of, tuple(dense), state_dtype(self._options, dtype)
 
-    def _collected(self) -> Plan:
-        """A plan that holds the gradients, and all that is beside their parameters."""
-        plan = self._ready_plan()
-        try:
-            missing = self._collect(plan)
-        except TypeError:
-            if all(
-                str(p.dtype) == f"torch.{plan.native.dense(i)[2]}"
-                for i, p in enumerate(plan.params)
-            ):
-                raise
-            self._forget_plan()  # parameters were cast
-            plan = self._ready_plan()
-            missing = self._collect(plan)
-        if missing:
-            self._bind(plan, missing)
-            self._collect(plan)
-        return plan
-
-    def _collect(self, plan: Plan) -> list[int]:
+    def _run(
+        self, plan: Plan, options: Options, factor: float | None, scale: Tensor | None
+    ) -> None:
         grads = None
         if self._sharded:
-            grads = [None if p.grad is None else shard(p.grad, p) for p in self._owners]
-        missing: list[int] = plan.native.collect(grads, self._options.zero_grads)
-        return missing
+            grads = [None if (g := p.grad) is None else shard(g, p) for p in self._owners]
+        device = plan.params[0].device if plan.params else torch.device("cpu")
+        plan.run(
+            self,
+            self.param_groups,
+            options,
+            grads,
+            partial(self._bind, plan),
+            loss_scale=factor,
+            scale=scale,
+            found_inf=getattr(self, "found_inf", None),
+            stream=torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None,
+        )
 
     # Opaque to torch.compile: a graph break, not a trace through the native plan. As PyTorch's own
     # optimizers say it: `torch.compiler.disable` takes a second of every import.
     @_disable_dynamo
     def _step_now(self) -> None:
-        plan = self._collected()
+        plan = self._ready_plan()
         options, scale = self._options, getattr(self, "grad_scale", None)
         factor = None
         if (options.max_norm is not None or options.check_finite) and wants_processes(
@@ -384,26 +381,27 @@ class Optimizer(Rule, torch.optim.Optimizer):
             if factor is None:
                 return
             options = replace(options, max_norm=None, check_finite=False)
-        device = plan.params[0].device if plan.params else torch.device("cpu")
-        plan.run(
-            self,
-            self.param_groups,
-            options,
-            loss_scale=factor,
-            scale=scale,
-            found_inf=getattr(self, "found_inf", None),
-            stream=torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None,
-        )
+        try:
+            self._run(plan, options, factor, scale)
+        except TypeError:
+            if all(
+                str(p.dtype) == f"torch.{plan.native.dense(i)[2]}"
+                for i, p in enumerate(plan.params)
+            ):
+                raise
+            self._forget_plan()  # parameters were cast
+            plan = self._ready_plan()
+            self._run(plan, options, factor, scale)
         stepped = self._owners
         if not plan.native.all_stepped:
             stepped = [stepped[i] for i in plan.native.stepped()]
         _written(stepped)
         if options.zero_grads:
-            _written([cast(Tensor, p.grad) for p in stepped])
+            _written([g for p in stepped if (g := p.grad) is not None])
 
     def _shared_factor(self, scale: Tensor | None) -> float | None:
         """What the gradients are divided by, for the norm that all processes have; None to skip."""
-        grads = [p.grad for p in self._owners if p.grad is not None]
+        grads = [g for p in self._owners if (g := p.grad) is not None]
         norm = norm_over_processes(grads, self._options.process_group)
         norm /= 1.0 if scale is None else float(scale)
         self._shared_norm = norm
@@ -452,33 +450,37 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """
         if self._options.max_norm is None and not self._options.check_finite:
             raise ValueError(expected("grad_norm", "max_norm or check_finite to be set", "neither"))
-        if self._shared_norm is not None:
-            return self._shared_norm
-        return float(self._plan.native.norm) if self._plan else 0.0
+        with self._lock:
+            if self._shared_norm is not None:
+                return self._shared_norm
+            return float(self._plan.native.norm) if self._plan else 0.0
 
     @property
     def skipped(self) -> bool:
         """Whether the last step was left out because the gradients were not finite."""
-        return self._shared_skip or bool(self._plan and self._plan.native.skipped)
+        with self._lock:
+            return self._shared_skip or bool(self._plan and self._plan.native.skipped)
 
     @property
     def ema(self) -> list[Tensor]:
         """The parameters' exponential moving averages, in the order of the groups."""
         if self._options.ema_decay is None:
             raise ValueError(expected("ema", "ema_decay to be set", "None"))
-        for p in self._flat():
-            if not is_lazy(p) and "ema" not in self._state.get(p, {}):
-                wide = torch.float64 if p.dtype == torch.float64 else torch.float32
-                self._state[p]["ema"] = p.detach().to(wide, copy=True)
-        return [p.detach() if is_lazy(p) else self._state[p]["ema"] for p in self._flat()]
+        with self._lock:
+            for p in self._flat():
+                if not is_lazy(p) and "ema" not in self._state.get(p, {}):
+                    wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+                    self._state[p]["ema"] = p.detach().to(wide, copy=True)
+            return [p.detach() if is_lazy(p) else self._state[p]["ema"] for p in self._flat()]
 
     def memory(self) -> dict[str, int]:
         """Bytes of the tensors beside the parameters, by name."""
         total: dict[str, int] = {}
-        for entry in self._state.values():
-            for name, value in entry.items():
-                if isinstance(value, Tensor) and name not in self._numbers():
-                    total[name] = total.get(name, 0) + shard(value).nbytes
+        with self._lock:
+            for entry in self._state.values():
+                for name, value in entry.items():
+                    if isinstance(value, Tensor) and name not in self._numbers():
+                        total[name] = total.get(name, 0) + shard(value).nbytes
         return total
 
     def state_dict(self) -> dict[str, Any]:
