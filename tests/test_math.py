@@ -129,3 +129,47 @@ def test_errors_of_the_normal_distribution() -> None:
     with mpmath.workprec(120):
         exact = [str(mpmath.mpf(v) * mpmath.ncdf(mpmath.mpf(v))) for v in x.tolist()]
     assert errors(gelu(x), np.array(exact, np.longdouble)).max() <= 4.5
+
+
+def cross_entropy(z: Array, label: int = 0) -> float:
+    """The loss of one row of logits."""
+    native = getattr(_core, f"Pass_{z.dtype}")(
+        nn.Identity().spec(z.size, "cross_entropy"), 1, "value", False
+    )
+    y, theta = np.array([label], np.int32), np.empty(0, z.dtype)
+    native.evaluate(z.reshape(1, -1), y, None, theta, None, False, 1.0, None, False)
+    return float(native.loss())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_log_where_the_cross_entropy_is_log(dtype: str) -> None:
+    """Equal logits sum to their number, which is exact. Measured: .55 ulp."""
+    numbers = np.arange(2, 3000)
+    losses = np.array([cross_entropy(np.full(n, 3.0, dtype)) for n in numbers])
+    assert errors(losses, np.log(numbers.astype(np.longdouble))).max() <= 0.6
+    assert cross_entropy(np.zeros(1, dtype)) == 0.0
+
+
+def test_cross_entropy_of_two_is_softplus() -> None:
+    """The sum, its smaller part and its logarithm are rounded once each. Measured: 1.3e-16."""
+    d = np.linspace(0.0, 50.0, 5001)
+    losses = np.array([cross_entropy(np.array([0.0, -x])) for x in d])
+    assert np.abs(losses - np.log1p(np.exp(-d.astype(np.longdouble)))).max() <= 2.5e-16
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_passes_the_cross_entropy(dtype: str) -> None:
+    """As PyTorch's: an impossible class costs nothing, a certain one or a NaN has no loss."""
+    inf, nan = np.inf, np.nan
+    rows = [
+        ([0.0, -inf], 0, 0.0),
+        ([0.0, -inf], 1, inf),
+        ([0.0, inf], 0, nan),
+        ([0.0, inf], 1, nan),
+        ([-inf, -inf], 0, nan),
+        ([nan, 0.0], 1, nan),
+        ([0.0, nan], 0, nan),
+        ([0.0, 1.0, nan, 2.0], 3, nan),
+    ]
+    for z, label, expected in rows:
+        assert_array_equal(cross_entropy(np.array(z, dtype), label), expected)

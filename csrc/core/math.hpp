@@ -106,8 +106,8 @@ SP_HD T exp(T x) {
     return x < FloatTraits<T>::bottom ? T(0) : over;
 }
 
-// log(x) for a finite x > 0 in the normal range, in double only: 2 atanh(f), with the mantissa
-// within [sqrt(1/2), sqrt(2)] so that |f| < 0.1716 and the series ends at f^23.
+// log(x) for a finite x > 0 in the normal range, or a NaN, in double only: 2 atanh(f), with the
+// mantissa within [sqrt(1/2), sqrt(2)] so that |f| < 0.1716 and the series ends at f^23.
 SP_HD double log(double x) {
     auto bits = bit_cast<std::uint64_t>(x);
     const std::uint64_t shifted = bits - 0x3fe6a09e667f3bcdull;
@@ -123,7 +123,7 @@ SP_HD double log(double x) {
     for (int k = 21; k >= 3; k -= 2) series = std::fma(series, s, 1.0 / k);
     using F = FloatTraits<double>;
     const double low = std::fma(2.0 * f, s * series, n * F::ln2_low);
-    return std::fma(n, F::ln2_high, 2.0 * f + low);
+    return x == x ? std::fma(n, F::ln2_high, 2.0 * f + low) : x;
 }
 
 // tanh(x) = m / (m + 2) with m = exp(2|x|) - 1, which keeps its digits near zero.

@@ -2,7 +2,6 @@
 // mini-batch, which is a function of rows too.
 #pragma once
 
-#include <cmath>
 #include <memory>
 
 #include "core/math.hpp"
@@ -41,7 +40,8 @@ struct CrossEntropy {
         const T inverse = T(1) / sum;
         for (index c = 0; c < columns; ++c) probability[c] *= inverse;
         const std::int32_t label = labels[row];
-        loss[row] = std::log(double(sum)) + (double(top) - double(logits[label]));
+        // The largest adds 1 to the sum; where it is infinite, or one is NaN, the sum is NaN.
+        loss[row] = log(double(sum)) + (double(top) - double(logits[label]));
         if (dz == nullptr) return;
         T* gradient = dz + row * columns;
         for (index c = 0; c < columns; ++c) gradient[c] = scale * probability[c];

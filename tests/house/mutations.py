@@ -596,6 +596,7 @@ CPP = [
         "source -= s.from[k] * width",
         "test_batch_norm_fused.py",
     ),
+    Mutation("core/math.hpp", "x == x ? std::fma", "x != 0.0 ? std::fma", "test_math.py"),
     Mutation("core/stream_cpu.cpp", "(rows + each - 1) / each};", "rows / each};", "test_nn.py"),
     Mutation("core/stream_cpu.cpp", "[] { threads = 1; }", "[] {}", "test_stream.py"),
     Mutation(
