@@ -132,6 +132,8 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("data", "activation", "optimizer", "device"):
             checked(name, getattr(self, name), str)
+        for name in ("data", "test"):
+            _check_text(name, getattr(self, name))
         checked("batch_norm", self.batch_norm, bool)
         for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("max_bytes", 0)):
             checked(name, getattr(self, name), int, low)
@@ -184,6 +186,16 @@ class Config:
 
 _DATA_OPTIONS = ("label", "header", "index", "separator", "test", "max_bytes")
 _DEFAULTS = {f.name: f.default for f in fields(Config)}
+
+
+def _check_text(name: str, path: Any) -> None:
+    """Raise for a path of bytes that are no text: JSON could not keep it."""
+    if isinstance(path, str) and not path.isascii():
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            what = "a path in UTF-8 (rename it, or link to it)"
+            raise ValueError(expected(name, what, ascii(path))) from None
 
 
 def _check_layers(layers: Any) -> None:
