@@ -556,11 +556,16 @@ def analyze(
     theta = on_device(run.params.theta.astype(np.float64), config.device)
     initial = norm(objective.gradient(start))
     history = run.history
-    rate = float(history.learning_rate[-1]) if len(history.learning_rate) else config.lr
+    rates = history.learning_rate if len(history.learning_rate) else np.array([config.lr])
+    if config.momentum < 1.0:
+        rate, highest = (float(r) / (1.0 - config.momentum) for r in (rates[-1], rates.max()))
+    else:
+        rate = highest = math.inf if rates[-1] else 0.0
     training = Training(
         updates=len(history.loss),
         fall=last_tenth(history.loss, history.train_loss),
-        rate=rate / (1.0 - config.momentum) if config.momentum < 1.0 else rate and math.inf,
+        rate=rate,
+        highest_rate=highest,
         plain=config.optimizer in ("sgd", "asgd"),
         rate_is_step=config.optimizer not in ("rprop", "adadelta"),
         whole_batches=config.batch_size >= len(dataset.x),
