@@ -987,9 +987,9 @@ ASKED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
              lambda: norm.batch_norm(X.ravel())),
     "letters": (ValueError, "x: expected an axis for each letter of NCDHW, got (4, 3, 2)",
                 lambda: norm.batch_norm(X, layout="NCDHW")),
-    "layout": (ValueError, "layout: expected one of NC, NCL, NCHW, NCDHW, NLC, NHWC, NDHWC, "
-               "got 'NCWH'", lambda: norm.batch_norm(X, layout="NCWH")),
-    "activation": (ValueError, "activation: expected None, 'relu', 'leaky_relu', 'gelu', 'tanh', "
+    "layout": (ValueError, "layout: expected 'NC', 'NCL', 'NCHW', 'NCDHW', 'NLC', 'NHWC' or "
+               "'NDHWC', got 'NCWH'", lambda: norm.batch_norm(X, layout="NCWH")),
+    "activation": (ValueError, "activation: expected None, 'relu', 'leaky_relu', 'gelu' or 'tanh', "
                    "got 'elu'", lambda: norm.batch_norm(X, activation="elu")),
     "weight's shape": (ValueError, "weight: expected shape (3,), got (2,)",
                        lambda: norm.batch_norm(X, np.ones(2))),

@@ -350,6 +350,21 @@ def test_killed_at_any_time_a_training_goes_on_to_the_same_bits(tmp_path: Path) 
     np.testing.assert_array_equal(found.history.loss, whole.history.loss)
 
 
+def test_a_path_that_is_no_text(blobs: Path, tmp_path: Path) -> None:
+    """Data of such a name are refused, since JSON has no word for it; a run may be kept there."""
+    odd = os.fsdecode(b"\xff.npz")
+    shutil.copy(blobs, tmp_path / odd)
+    asked = ("train", "--layers", "3,4,2", "--epochs", "1", "--data")
+    for given, name in (((odd,), "data"), ((str(blobs), "--test", odd), "test")):
+        done = saddlepoint(*asked, *given, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"{name}: expected a path in UTF-8 (rename it, or link to it), got" in done.stderr
+        assert not (tmp_path / "run").exists()
+    os.symlink(tmp_path / odd, tmp_path / "é.npz")
+    assert saddlepoint(*asked, "é.npz", "--out", odd + "r", cwd=tmp_path).returncode == 0
+    assert saddlepoint("analyze", odd + "r", cwd=tmp_path).returncode == 0
+
+
 def test_analyze_leaves_pages_and_runs_of_others(run_folder: Path, tmp_path: Path) -> None:
     """A page of ours is replaced; somebody's page, and the page of another run, are not."""
     other, page = tmp_path / "other", tmp_path / "page"

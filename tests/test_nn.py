@@ -418,3 +418,12 @@ FINITE = "expected a finite number of at least 0"
 def test_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match="^" + re.escape(message)):
         call()
+
+
+@pytest.mark.parametrize("width", [10**8, 10**12])
+def test_a_network_beyond_all_memory_says_how_much_it_needs(width: int) -> None:
+    net = nn.Sequential(nn.Linear(width, width, bias=False))
+    with pytest.raises(
+        MemoryError, match=f"^init: {width**2} parameters need {8 * width**2} bytes"
+    ):
+        net.init(0)

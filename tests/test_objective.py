@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -512,3 +514,31 @@ def test_inputs_may_be_read_only(rng: np.random.Generator) -> None:
     v = direction(p, rng)
     v.flags.writeable = False
     assert np.isfinite(objective(p).linearize(p.params.theta).hvp(v)).all()
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "pickle": lambda made: pickle.loads(pickle.dumps(made)),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("batch_norm", ["batch", "frozen"])
+def test_copies_are_made_of_the_same_parts(how: str, batch_norm: str) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((12, 2)), rng.integers(0, 2, 12)
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm(3), nn.Tanh(), nn.Linear(3, 2))
+    params = net.init(0, "float64")
+    params.buffers[3:6] = 2.0
+    objective = sp.NetworkObjective(
+        net, nn.CrossEntropy(), x, y, params, 4, batch_norm, "float64", memory_budget=1 << 20
+    )
+    other, theta, v = COPIES[how](objective), params.theta, np.ones(net.size)
+    assert other._budget == 1 << 20
+    at = objective.linearize(theta)
+    for copied in (other.linearize(theta), COPIES[how](at)):
+        assert copied.loss == at.loss
+        assert_array_equal(copied.gradient, at.gradient)
+        assert_array_equal(copied.hvp(v), at.hvp(v))
+    assert_array_equal(COPIES[how](sp.hessian(objective, theta)) @ v, at.hvp(v))

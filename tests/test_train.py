@@ -615,6 +615,34 @@ def test_what_cannot_go_on_is_said() -> None:
     assert_same(train(2, resume=half), half)
 
 
+def _one_label(x: Array, y: Array) -> tuple[Array, Array]:
+    return x, np.where(np.arange(len(y)) == 7, (y + 1) % 3, y)
+
+
+OTHER_DATA: dict[str, Callable[[Array, Array], tuple[Array, Array]]] = {
+    "one value": lambda x, y: (x + (np.arange(x.size).reshape(x.shape) == 33) * 1e-6, y),
+    "one label": _one_label,
+    "another order": lambda x, y: (x[::-1].copy(), y[::-1].copy()),
+}
+
+
+@pytest.mark.parametrize("rows", [50, 5000])
+@pytest.mark.parametrize("change", OTHER_DATA)
+def test_other_data_are_noticed(change: str, rows: int, tmp_path: Path) -> None:
+    def go_on(x: Array, y: Array, resume: sp.Fit | None) -> sp.Fit:
+        asked = net, net.init(0, "float64"), nn.CrossEntropy(), (x, y)
+        return sp.fit(*asked, epochs=1 if resume is None else 2, resume=resume)
+
+    net, (x, y) = network(), data(rows)
+    half = go_on(x, y, None)
+    for before in (half, sp.Fit.load(half.save(tmp_path / "run"))):
+        with pytest.raises(ValueError, match=r"^data: expected the training data of before, got"):
+            go_on(*OTHER_DATA[change](x, y), before)
+        go_on(x, y.astype(np.uint8), before)  # the same labels
+        state = dataclasses.replace(before.state, data=None)  # of before states said it
+        go_on(*OTHER_DATA[change](x, y), dataclasses.replace(before, state=state))
+
+
 def test_checkpoints(tmp_path: Path) -> None:
     seen: list[sp.Fit] = []
     whole = train(4, checkpoint=seen.append, checkpoint_every=0)

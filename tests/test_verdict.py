@@ -20,6 +20,7 @@ from saddlepoint.cli import main
 from saddlepoint.critical import Standing, Training, judge
 from saddlepoint.critical.escape import gradient_drop
 from saddlepoint.critical.verdict import diverged, last_tenth
+from saddlepoint.optim.schedule import polynomial
 from saddlepoint.report.pages import write_analysis
 from saddlepoint.runs import Analysis, Config, Run, analyze, train
 from saddlepoint.surfaces import FactoredLinear, Quadratic, Saddle
@@ -32,15 +33,15 @@ def plain(**changes: Any) -> Config:
     return Config(**{"optimizer": "sgd", "batch_norm": False, "lr": 0.1, **changes})
 
 
-def started(config: Config, theta: Callable[[Array], Array]) -> Run:
-    """A run whose weights begin elsewhere than the configuration has it."""
+def started(config: Config, theta: Callable[[Array], Array], **more: Any) -> Run:
+    """A run whose weights begin elsewhere than the configuration has it, or with a schedule."""
     data, net = config.load_data(), config.network()
     loss = nn.MeanSquaredError() if data.classes is None else nn.CrossEntropy()
     params = net.init(config.seed)
     params.theta[...] = theta(params.theta)
     result = sp.fit(
         net, params, loss, (data.x, data.y), optimizer=config.make_optimizer, rng=0,
-        epochs=config.epochs, batch_size=config.batch_size,
+        epochs=config.epochs, batch_size=config.batch_size, **more,
     )  # fmt: skip
     return Run(config, result.params, result.history, result.stopped, math.nan)
 
@@ -125,6 +126,42 @@ def test_a_rate_that_is_too_small(config: Config, why: str) -> None:
     assert found.reason.endswith("the rate is too small.")
     assert found.cure.startswith(f"Raise the rate from {config.lr:.2g}: to ")
     assert found.standing.gradient_drop > 0.01 * found.point.loss  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "config", [plain(epochs=8), Config(epochs=8), plain(epochs=8, momentum=0.9)]
+)
+def test_a_schedule_that_came_to_its_end(config: Config) -> None:
+    """The rate is 0 because that was asked for: it is not too small a rate that was chosen."""
+    config = replace(config, lr=1e-4)
+    found = judged(started(config, lambda w: w, schedule=polynomial(2)))
+    assert found.verdict == "standing still"
+    assert f"the rate from {config.lr / (1 - config.momentum):.2g} to 0: training" in found.reason
+    assert "schedule over more epochs" in found.cure
+    # One that ends at a fiftieth of the rate had a rate.
+    some = judged(started(config, lambda w: w, schedule=lambda k: 1.0 if k < 2 else 0.02))
+    assert "schedule" not in str(some)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "tells"), [("adam", True), ("rprop", False), ("adadelta", False)]
+)
+def test_what_a_rate_is_depends_on_the_optimizer(optimizer: str, tells: bool) -> None:
+    """The first step of Rprop is its rate alone; the way that Adam made is known from it."""
+    still = np.full(4, 2.3)
+    run = train(Config(optimizer=optimizer, epochs=4, lr=1e-9))
+    found = judged(replace(run, history=replace(run.history, train_loss=still)))
+    assert found.verdict == "standing still"
+    assert ("go at most" in found.reason) is tells
+    assert ("does not tell how far" in found.reason) is not tells
+
+
+@pytest.mark.parametrize(("batch_size", "whole"), [(1436, False), (1437, True), (5000, True)])
+def test_batches_of_all_rows_have_no_noise(batch_size: int, whole: bool) -> None:
+    run = train(plain(epochs=4, lr=0.02, batch_size=batch_size))
+    found = judged(replace(run, history=replace(run.history, train_loss=np.full(4, 2.3))))
+    assert found.verdict == "standing still"
+    assert ("the noise of mini-batches" in found.reason) is not whole
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -185,6 +185,9 @@ class State:
         State of the bit generator when that epoch began.
     optimizer : dict
         `saddlepoint.optim.Optimizer.state_dict`.
+    data : str or None
+        By which other training data are noticed: SHA-256 of y, of the sum of squares of x, and of
+        a thousand of its rows.
     """
 
     epochs: int
@@ -196,6 +199,7 @@ class State:
     batch_size: int
     generator: dict[str, Any]
     optimizer: dict[str, Any]
+    data: str | None = None
 
     def make_generator(self) -> np.random.Generator:
         """A generator that goes on where the saved one stood.
@@ -259,6 +263,7 @@ class State:
                 **{k: checked(k, saved.get(k), float) for k in ("loss_sum", "seconds", "rate")},
                 generator=checked("generator", saved.get("generator"), dict),
                 optimizer={"state": entries, "param_groups": groups},
+                data=None if saved.get("data") is None else checked("data", saved["data"], str),
             )
             made.make_generator()
         except (LookupError, AttributeError, TypeError, ValueError) as error:

@@ -237,24 +237,30 @@ class NetworkObjective:
 
     def astype(self, dtype: DTypeLike) -> NetworkObjective:
         """The same objective in another precision, on copies of the data."""
-        wanted = float_dtype(dtype)
+        return NetworkObjective(*self._arguments(float_dtype(dtype)))
+
+    def _arguments(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+        """What `NetworkObjective` makes this one of, in a precision."""
         x, y = gather(self._x), gather(self._y)
         params = None
         if self._buffers is not None:
-            buffers = gather(self._buffers).astype(wanted)
-            params = Parameters(np.empty(self.size, wanted), buffers)
-        return NetworkObjective(
+            buffers = gather(self._buffers).astype(dtype)
+            params = Parameters(np.empty(self.size, dtype), buffers)
+        return (
             self.net,
             self._loss,
-            x.astype(wanted),
-            y.astype(wanted) if y.dtype.kind == "f" else y,
+            x.astype(dtype),
+            y.astype(dtype) if y.dtype.kind == "f" else y,
             params,
             self._batch_size,
             self._batch_norm,
-            wanted,
+            dtype,
             self.device,
             self._budget,
         )
+
+    def __reduce__(self) -> Any:
+        return NetworkObjective, self._arguments(self.dtype)
 
     def loss(self, theta: ArrayLike) -> float:
         """The mean loss at θ."""
@@ -300,6 +306,9 @@ class NetworkLinearization:
         self._one_at_a_time = threading.Lock()  # products share scratch and release the GIL
         self.gradient: ArrayLike = empty_like(theta)
         self.loss = sum(self._evaluated(chunk, self.gradient)[1] for chunk in objective._chunks)
+
+    def __reduce__(self) -> Any:
+        return self._objective.linearize, (self._theta,)
 
     def _evaluated(self, chunk: _Chunk, gradient: ArrayLike) -> tuple[Any, float]:
         objective = self._objective

@@ -117,6 +117,8 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("data", "activation", "optimizer", "device"):
             checked(name, getattr(self, name), str)
+        for name in ("data", "test"):
+            _check_text(name, getattr(self, name))
         checked("batch_norm", self.batch_norm, bool)
         for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("max_bytes", 0)):
             checked(name, getattr(self, name), int, low)
@@ -169,6 +171,16 @@ class Config:
 
 _DATA_OPTIONS = ("label", "header", "index", "separator", "test", "max_bytes")
 _DEFAULTS = {f.name: f.default for f in fields(Config)}
+
+
+def _check_text(name: str, path: Any) -> None:
+    """Raise for a path of bytes that are no text: JSON could not keep it."""
+    if isinstance(path, str) and not path.isascii():
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            what = "a path in UTF-8 (rename it, or link to it)"
+            raise ValueError(expected(name, what, ascii(path))) from None
 
 
 def _check_layers(layers: Any) -> None:
@@ -529,11 +541,16 @@ def analyze(
     theta = on_device(run.params.theta.astype(np.float64), config.device)
     initial = norm(objective.gradient(start))
     history = run.history
-    rate = float(history.learning_rate[-1]) if len(history.learning_rate) else config.lr
+    rates = history.learning_rate if len(history.learning_rate) else np.array([config.lr])
+    if config.momentum < 1.0:
+        rate, highest = (float(r) / (1.0 - config.momentum) for r in (rates[-1], rates.max()))
+    else:
+        rate = highest = math.inf if rates[-1] else 0.0
     training = Training(
         updates=len(history.loss),
         fall=last_tenth(history.loss, history.train_loss),
-        rate=rate / (1.0 - config.momentum) if config.momentum < 1.0 else rate and math.inf,
+        rate=rate,
+        highest_rate=highest,
         plain=config.optimizer in ("sgd", "asgd"),
         rate_is_step=config.optimizer not in ("rprop", "adadelta"),
         whole_batches=config.batch_size >= len(dataset.x),

@@ -16,7 +16,7 @@ from . import vector
 from ._native import module, refuse_mask
 from .data.tensors import require_safetensors
 from .errors import expected, instance, path_of
-from .history import FILES, Fit, History, PathLike, State, UnsavedError, checked, plain
+from .history import FILES, Fit, History, PathLike, State, UnsavedError, checked, digest, plain
 from .nn import BatchNorm, Layer, Loss, Parameters
 from .objective import check_params, checked_inputs
 from .optim import Adam, Optimizer, schedule
@@ -72,6 +72,11 @@ class _Model:
 
     def place(self, data: Data, name: str) -> tuple[ArrayLike, ArrayLike]:
         """Checked data on the device."""
+        x, y = self.checked(data, name)
+        return on_device(x, self.device), on_device(y, self.device)
+
+    def checked(self, data: Data, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Data as the network and the loss take them, on the host."""
         assert self.loss is not None
         if not isinstance(data, tuple | list) or len(data) != 2:
             raise TypeError(expected(name, "a pair (x, y)", type(data).__name__))
@@ -81,7 +86,7 @@ class _Model:
             y = self.loss.targets(data[1], x.shape[0], outputs, self.dtype)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
-        return on_device(x, self.device), on_device(y, self.device)
+        return x, y
 
     def bound(self, rows: int, inputs: int, level: str, frozen: bool) -> Any:
         """The native pass for so many rows; made once."""
@@ -240,7 +245,9 @@ def fit(
     instance("params", start, Parameters, "what net.init gives")
     check_params(start, net, float_dtype(start.theta.dtype, "params"))
     model = _Model(net, loss, start.copy(), device)
-    x, y = model.place(data, "data")
+    on_host = model.checked(data, "data")
+    mark = _fingerprint(*on_host)
+    x, y = (on_device(part, device) for part in on_host)
     held_out = None if validation is None else model.place(validation, "validation")
     rows, inputs = x.shape
     batch_size = min(batch_size, rows)
@@ -257,9 +264,9 @@ def fit(
         raise ValueError(expected("optimizer", "one of the array it is given", "one of others"))
     if state is None:
         generator = vector.generator(rng)
-        state = State(0, 0, 0.0, 0.0, updater.lr, rows, batch_size, {}, {})
+        state = State(0, 0, 0.0, 0.0, updater.lr, rows, batch_size, {}, {}, mark)
     else:
-        _check_resumed(state, epochs, rows, batch_size)
+        _check_resumed(state, epochs, rows, batch_size, mark)
         generator = state.make_generator()
         given = updater.state_dict()["param_groups"]
         updater.load_state_dict(state.optimizer)
@@ -278,7 +285,7 @@ def fit(
         if why != "diverged":
             at = State(
                 done, count, total, seconds, state.rate, rows, batch_size,
-                dict(order_state), updater.state_dict(),
+                dict(order_state), updater.state_dict(), mark,
             )  # fmt: skip
         return Fit(model.params(), records.history(), why, at)
 
@@ -379,15 +386,23 @@ def _factor(schedule: schedule.Schedule, epoch: int) -> float:
     raise error(expected("schedule", "a finite number from 0", got))
 
 
-def _check_resumed(state: State, epochs: int, rows: int, batch_size: int) -> None:
+def _check_resumed(state: State, epochs: int, rows: int, batch_size: int, mark: str) -> None:
     begun = state.epochs + (state.updates > 0)
     if epochs < begun:
         raise ValueError(expected("epochs", f"at least the {begun} begun before", epochs))
     if rows != state.rows:
         raise ValueError(expected("data", f"the {state.rows} rows of before", rows))
+    if state.data not in (None, mark):  # early states do not say
+        raise ValueError(expected("data", "the training data of before", "others"))
     if batch_size != state.batch_size and state.updates:
         what = f"{state.batch_size}, as in the epoch that was begun"
         raise ValueError(expected("batch_size", what, batch_size))
+
+
+def _fingerprint(x: NDArray[Any], y: NDArray[Any]) -> str:
+    """`State.data`; all of x would cost as much as an epoch."""
+    some = x[:: max(1, len(x) // 1000)]
+    return digest({}, {"x": some, "y": y, "square": np.array(vector.dot(x, x))})
 
 
 def _saver(checkpoint: PathLike | Callable[[Fit], object] | None) -> Callable[[Fit], object]:

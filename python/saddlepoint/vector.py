@@ -211,7 +211,9 @@ class Vector:
 
 def check_directions(v: Any, n: int) -> None:
     """Raise unless this is one direction (n,), or a block (n, k) of them."""
-    check_array("v", v)
+    if not hasattr(v, "shape"):
+        raise TypeError(expected("v", "an array", type(v).__name__))
+    refuse_mask("v", v)
     if len(v.shape) not in (1, 2) or v.shape[0] != n:
         raise ValueError(expected("v", f"shape ({n},) or ({n}, k)", tuple(v.shape)))
 

@@ -294,8 +294,8 @@ PYTHON = [
     ),
     Mutation(
         "torch/nn/functional.py",
-        "activation, negative_slope)\n    tensors",
-        "activation, 0.01)\n    tensors",
+        "activation, negative_slope)\n    how",
+        "activation, 0.01)\n    how",
         "test_torch_nn_tools.py -k has_the_slope",
     ),
     Mutation(
@@ -319,8 +319,8 @@ PYTHON = [
     ),
     Mutation(
         "norm/batch_norm.py",
-        "(count * (total - count) / total)",
-        "(count * total / total)",
+        "(elements * (total - elements) / total)",
+        "(elements * total / total)",
         "test_batch_norm_fused.py -k parts",
     ),
     Mutation(

@@ -36,6 +36,9 @@ class Training:
         does; of Rprop, whose rate is the first step alone, and of Adadelta it does not.
     whole_batches : bool
         Whether each update saw all rows: no noise of mini-batches then.
+    highest_rate : float
+        Of all updates, as ``rate``; 0 where nobody can tell. Below a hundredth of it, a schedule
+        had come to its end.
     initial_loss, initial_gradient_norm : float
         On the data of the objective, where training began; the norm of a usual start, where it
         began at a critical point.
@@ -55,6 +58,7 @@ class Training:
     diverged: bool = False
     rate_is_step: bool = True
     whole_batches: bool = False
+    highest_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -264,6 +268,12 @@ def _standing_still(
     reason = f"The loss stands still at {point.loss:.4g}, though {shares}. "
     if not math.isfinite(rate):
         return reason + _UNDAMPED, _DAMP
+    if rate < 0.01 * training.highest_rate:
+        fell = f"The schedule had taken the rate from {training.highest_rate:.2g} to {rate:.2g}"
+        return (
+            f"{reason}{fell}: training stopped because the rate did.",
+            "Go on with a schedule over more epochs, or begin this one again from here.",
+        )
     if training.plain:
         reason += f"ηλ_max = {edge:.2g}, where 2 is the most that descends"
         small = edge < 0.02

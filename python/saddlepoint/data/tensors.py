@@ -40,6 +40,7 @@ def read_safetensors(path: PathLike) -> dict[str, Array]:
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "a.safetensors")
     ...     write_safetensors(path, {"theta": np.arange(3.0)}, {"epoch": "7"})

@@ -68,6 +68,9 @@ class Parameters:
         return Parameters(self.theta.copy(), self.buffers.copy())
 
 
+_ADDRESSES = 1 << 47  # bytes that a process can have
+
+
 class Layer:
     """What all layers share; a network is a layer too."""
 
@@ -131,6 +134,11 @@ class Layer:
             Drawn from in float64 on the host, so that dtypes and devices start alike.
         dtype : float32 or float64
 
+        Raises
+        ------
+        MemoryError
+            For more parameters than there is memory for; the message says how much they need.
+
         Examples
         --------
         >>> from saddlepoint import nn
@@ -140,6 +148,8 @@ class Layer:
         """
         wanted = float_dtype(dtype)
         generator = make_generator(rng)
+        if 8 * self.size > _ADDRESSES:
+            raise MemoryError(f"init: {self.size} parameters need {8 * self.size} bytes")
         return Parameters(_flat(self._draw(generator), wanted), _flat(self._draw_buffers(), wanted))
 
     def unflatten(self, theta: NDArray[Any]) -> dict[str, NDArray[Any]]:

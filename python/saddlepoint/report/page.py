@@ -95,7 +95,7 @@ def write(report: Report, folder: str | os.PathLike[str]) -> Path:
     text = _render(report)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    return write_file(folder / "index.html", text.encode())
+    return write_file(folder / "index.html", text.encode(errors="replace"))
 
 
 def wrote(page: Path) -> bool:
