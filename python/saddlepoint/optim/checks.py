@@ -57,15 +57,11 @@ def within(low: float, high: float) -> Check:
     return check
 
 
-def within_one(count: int) -> Check:
-    """Of so many numbers within [0, 1)."""
+def within_one(name: str, values: Any, count: int) -> None:
+    """Raise ValueError unless there are ``count`` numbers within [0, 1)."""
     what = f"{count} numbers within [0, 1)"
-
-    def check(name: str, values: Any) -> None:
-        if not all(0.0 <= b < 1.0 for b in numbers(name, values, count, what)):
-            raise ValueError(expected(name, what, tuple(values)))
-
-    return check
+    if not all(0.0 <= b < 1.0 for b in numbers(name, values, count, what)):
+        raise ValueError(expected(name, what, tuple(values)))
 
 
 def each_once(params: Sequence[Any], names: Sequence[str] | None = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import flag
-from ..checks import within_one
 from ..options import Common, Group
 from .rule import Rule
 
@@ -49,7 +48,8 @@ class Adam(Rule):
 
     core = "adam"
     states = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-    bounds: ClassVar = {"betas": within_one(2), "amsgrad": flag}
+    betas = 2
+    bounds: ClassVar = {"amsgrad": flag}
     variants: ClassVar = {"": {}, "AMSGrad": {"amsgrad": True}}
     fused_in_torch = "yes"
     source = "Kingma & Ba 2015; Reddi et al. 2018"

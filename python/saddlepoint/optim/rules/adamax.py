@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from ..checks import within_one
 from ..options import Common, Shared
 from .rule import Rule
 
@@ -41,7 +40,7 @@ class Adamax(Rule):
 
     core = "adamax"
     states = ("exp_avg", "exp_inf")
-    bounds: ClassVar = {"betas": within_one(2)}
+    betas = 2
     source = "Kingma & Ba 2015"
 
     def __init__(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import flag
-from ..checks import within_one
 from ..options import Common
 from .rule import Rule
 
@@ -44,8 +43,9 @@ class Adan(Rule):
 
     core = "adan"
     states = ("exp_avg", "exp_avg_sq", "exp_avg_diff", "previous_grad")
+    betas = 3
     decoupled = True
-    bounds: ClassVar = {"betas": within_one(3), "no_prox": flag}
+    bounds: ClassVar = {"no_prox": flag}
     fused_in_torch = "–"
     source = "Xie et al. 2022"
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from ..checks import within_one
 from ..options import Common
 from .rule import Rule
 
@@ -42,9 +41,9 @@ class LAMB(Rule):
 
     core = "lamb"
     states = ("exp_avg", "exp_avg_sq")
+    betas = 2
     whole = True
     decoupled = True
-    bounds: ClassVar = {"betas": within_one(2)}
     traffic = "44 (two passes)"
     fused_in_torch = "–"
     source = "You et al. 2020"

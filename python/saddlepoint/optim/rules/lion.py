@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from ..checks import within_one
 from ..options import Common
 from .rule import Rule
 
@@ -41,9 +40,9 @@ class Lion(Rule):
 
     core = "lion"
     states = ("exp_avg",)
+    betas = 2
     counts = False
     decoupled = True
-    bounds: ClassVar = {"betas": within_one(2)}
     fused_in_torch = "–"
     source = "Chen et al. 2023"
 

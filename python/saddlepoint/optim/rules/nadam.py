@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..checks import at_least_zero, within_one
+from ..checks import at_least_zero
 from ..options import Common
 from .rule import Rule
 
@@ -42,8 +42,9 @@ class NAdam(Rule):
 
     core = "nadam"
     states = ("exp_avg", "exp_avg_sq")
+    betas = 2
     carried = ("mu_product",)
-    bounds: ClassVar = {"betas": within_one(2), "momentum_decay": at_least_zero}
+    bounds: ClassVar = {"momentum_decay": at_least_zero}
     source = "Dozat 2016"
 
     def __init__(

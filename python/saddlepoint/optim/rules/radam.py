@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from ..checks import within_one
 from ..options import Common
 from .rule import Rule
 
@@ -42,7 +41,7 @@ class RAdam(Rule):
 
     core = "radam"
     states = ("exp_avg", "exp_avg_sq")
-    bounds: ClassVar = {"betas": within_one(2)}
+    betas = 2
     source = "Liu et al. 2020"
 
     def __init__(

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ...errors import expected, flag
-from ..checks import Check, at_least_zero, numbers, size_of
+from ..checks import Check, at_least_zero, numbers, size_of, within_one
 from ..options import Common, Group, Options
 
 __all__ = ["Rule"]
@@ -28,6 +28,8 @@ class Rule(abc.ABC):
     states: ClassVar[tuple[str, ...]] = ()
     #: Numbers that the rule carries from step to step, by PyTorch's names.
     carried: ClassVar[tuple[str, ...]] = ()
+    #: How many averages' weights it takes as ``betas``.
+    betas: ClassVar[int] = 0
     #: What hyper-parameters are held to, besides those below.
     bounds: ClassVar[Mapping[str, Check]] = _NOTHING
     #: Whether PyTorch keeps a step count in the state.
@@ -63,9 +65,9 @@ class Rule(abc.ABC):
 
     def _values(self, group: Group) -> Mapping[str, Any]:
         """The rule's numbers by the core's names, without rate, decay and direction."""
-        if "betas" not in group:
+        if not self.betas:
             return group
-        betas = numbers("betas", group["betas"], len(group["betas"]))
+        betas = numbers("betas", group["betas"], self.betas)
         return {**group, **{f"beta{i}": b for i, b in enumerate(betas, start=1)}}
 
     def _check(self, group: Group) -> None:
@@ -76,6 +78,8 @@ class Rule(abc.ABC):
                 raise TypeError(expected(name, "an argument of the whole optimizer", "a group's"))
         if hasattr(group["lr"], "shape") and size_of(group["lr"].shape) != 1:
             raise ValueError(expected("lr", "one number", f"shape {tuple(group['lr'].shape)}"))
+        if self.betas:
+            within_one("betas", group["betas"], self.betas)
         for name, check in {**_BOUNDS, **self.bounds}.items():
             if name in group:
                 check(name, group[name])
