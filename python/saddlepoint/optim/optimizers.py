@@ -218,6 +218,10 @@ class Optimizer(Rule):
             if not self._plan.fits(self, self.param_groups):
                 wanted = "the rules and parameters they began with"
                 raise ValueError(expected("param_groups", wanted, "others"))
+            if not self._single and not isinstance(grads, Iterable):
+                raise TypeError(
+                    expected("grads", "a list of arrays and None", type(grads).__name__)
+                )
             many = [grads] if self._single else list(grads)
             zero = self._options.zero_grads
             if moved := self._plan.native.collect(many, zero):
