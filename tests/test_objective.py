@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 import saddlepoint as sp
@@ -542,3 +542,31 @@ def test_copies_are_made_of_the_same_parts(how: str, batch_norm: str) -> None:
         assert_array_equal(copied.gradient, at.gradient)
         assert_array_equal(copied.hvp(v), at.hvp(v))
     assert_array_equal(COPIES[how](sp.hessian(objective, theta)) @ v, at.hvp(v))
+
+
+def test_frozen_statistics_of_infinite_values_are_as_in_pytorch() -> None:
+    """A unit that overflows and saturates has slope 0: 0 times ∞ is not in its way back."""
+    x, y = np.array([[1e300, 1.0], [0.5, -1.0], [2.0, 3.0]]), np.array([0, 1, 0])
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm(2), nn.Tanh(), nn.Linear(2, 2))
+    params = net.init(0, "float64")
+    params.theta[:6] = 1e10, 1.0, 0.3, 0.4, 0.0, 0.0
+    asked = net, nn.CrossEntropy(), x, y, params
+    at = sp.NetworkObjective(*asked, batch_norm="frozen", dtype="float64").linearize(params.theta)
+    batch_norm = torch.nn.BatchNorm1d(2)
+    theirs = torch.nn.Sequential(
+        torch.nn.Linear(2, 2), batch_norm, torch.nn.Tanh(), torch.nn.Linear(2, 2)
+    )
+    theirs = theirs.double().eval()
+    values = {name: torch.tensor(a) for name, a in net.unflatten(params.theta).items()}
+    theirs.load_state_dict(values, strict=False)
+    loss = torch.nn.functional.cross_entropy(theirs(torch.tensor(x)), torch.tensor(y))
+    leaves = list(theirs.parameters())
+    gradient = torch.autograd.grad(loss, leaves, create_graph=True)
+    flat = torch.cat([g.flatten() for g in gradient])
+    assert_allclose(at.gradient, flat.detach().numpy(), rtol=1e-12)
+    assert np.isnan(at.gradient).sum() == 1  # Σ h dy of that unit, with h infinite
+    v = np.zeros(net.size)
+    v[10:] = 1.0  # of the last layer
+    product = torch.autograd.grad(flat[10:].sum(), leaves)
+    wanted = torch.cat([p.flatten() for p in product]).numpy()
+    assert_allclose(at.hvp(v), wanted, rtol=1e-12, atol=1e-15)

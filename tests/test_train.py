@@ -622,6 +622,7 @@ def _one_label(x: Array, y: Array) -> tuple[Array, Array]:
 OTHER_DATA: dict[str, Callable[[Array, Array], tuple[Array, Array]]] = {
     "one value": lambda x, y: (x + (np.arange(x.size).reshape(x.shape) == 33) * 1e-6, y),
     "one label": _one_label,
+    "the signs": lambda x, y: (-x, y),
     "another order": lambda x, y: (x[::-1].copy(), y[::-1].copy()),
 }
 

@@ -34,6 +34,7 @@ from saddlepoint import train as training
 from saddlepoint.data import read_idx
 from saddlepoint.optim import schedule
 from saddlepoint.optim.plan import Shared
+from saddlepoint.studies.batch_norm import Setting, layer_output
 
 WRONG: dict[str, Any] = {
     "None": None,
@@ -342,6 +343,14 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "state": lambda: optim.SGD(1 * LINE).load_state_dict({"state": {}, "param_groups": []}),
     "param_groups": lambda: optim.SGD(1 * LINE).load_state_dict({"state": [], "param_groups": [1]}),
     "params": lambda: optim.SGD("x"),
+    "grads": lambda: optim.SGD([1 * LINE]).step(5),
+    "bias": lambda: nn.Linear(2, 2, bias="no"),
+    "affine": lambda: nn.BatchNorm(2, affine="no"),
+    "weight_init": lambda: nn.Linear(2, 2, weight_init="x"),
+    "weight_init of another shape": lambda: nn.Linear(2, 2, weight_init=lambda r, s: 1.0).init(0),
+    "v": lambda: sp.hessian(SADDLE, LINE) @ [1.0, 2.0],
+    "depth": lambda: Setting(depth="x"),
+    "data": lambda: layer_output("x"),
     "rng": lambda: NET.init("x"),
     "rng of verify": lambda: sp.hessian(SADDLE, LINE).verify("x"),
     "rng of eigsh": lambda: sp.eigsh(np.eye(3), 1, rng="x"),

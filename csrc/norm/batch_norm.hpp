@@ -46,6 +46,16 @@ struct ProductCoupling {
     T *mean_u, *mean_h_u;
 };
 
+// h times a mean; nothing where that is zero, as it is when frozen, for all that h may be infinite.
+template <class T>
+SP_HD T coupled(T h, T mean) {
+    return mean == T(0) ? T(0) : h * mean;
+}
+// A sum as a mean, likewise.
+SP_HD double shared_out(double sum, double inverse_rows) {
+    return inverse_rows == 0.0 ? 0.0 : sum * inverse_rows;
+}
+
 // Sums shifted by the first row, so that a large mean costs no digits.
 template <class T>
 struct Moments {
@@ -134,8 +144,8 @@ struct BackwardSums {
             bias_gradient[c] = T(sum[0] + (accumulate ? double(bias_gradient[c]) : 0.0));
             weight_gradient[c] = T(sum[1] + (accumulate ? double(weight_gradient[c]) : 0.0));
         }
-        coupling.mean_dy[c] = T(sum[0] * inverse_rows);
-        coupling.mean_h_dy[c] = T(sum[1] * inverse_rows);
+        coupling.mean_dy[c] = T(shared_out(sum[0], inverse_rows));
+        coupling.mean_h_dy[c] = T(shared_out(sum[1], inverse_rows));
     }
 };
 
@@ -145,7 +155,7 @@ struct Backward {
     static constexpr int arity = 8;
     SP_HD void operator()(T& dx, const T& dy, const T& x, const T& mean, const T& r,
                           const T& weight, const T& mean_dy, const T& mean_h_dy) const {
-        dx = weight * r * (dy - mean_dy - (x - mean) * r * mean_h_dy);
+        dx = weight * r * (dy - mean_dy - coupled((x - mean) * r, mean_h_dy));
     }
 };
 
@@ -163,14 +173,14 @@ struct TangentSums {
         sum[1] += double(xt) * double((x - mean) * r);
     }
     SP_HD void finish(const double (&sum)[2], index d, index c) const {
-        coupling.mean_x[d * columns + c] = T(sum[0] * inverse_rows);
-        coupling.mean_h_x[d * columns + c] = T(sum[1] * inverse_rows);
+        coupling.mean_x[d * columns + c] = T(shared_out(sum[0], inverse_rows));
+        coupling.mean_h_x[d * columns + c] = T(shared_out(sum[1], inverse_rows));
     }
 };
 
 template <class T>
 SP_HD T normalized_tangent(T h, T xt, T r, T mean_x, T mean_h_x) {
-    return r * (xt - mean_x - h * mean_h_x);
+    return r * (xt - mean_x - coupled(h, mean_h_x));
 }
 
 template <class T>
@@ -212,8 +222,9 @@ struct BackwardTangentSums {
             weight_product[p] = T(sum[1] + sum[2] + (accumulate ? double(weight_product[p]) : 0.0));
         }
         const double w = double(weight[c]), wt = double(weight_t[p]);
-        coupling.mean_u[k] = T(wt * double(mean_dy[c]) + w * sum[0] * inverse_rows);
-        coupling.mean_h_u[k] = T(wt * double(mean_h_dy[c]) + w * (sum[1] + sum[2]) * inverse_rows);
+        coupling.mean_u[k] = T(wt * double(mean_dy[c]) + shared_out(w * sum[0], inverse_rows));
+        coupling.mean_h_u[k] =
+            T(wt * double(mean_h_dy[c]) + shared_out(w * (sum[1] + sum[2]), inverse_rows));
     }
 };
 
@@ -227,10 +238,10 @@ struct BackwardTangent {
                           const T& mean_h_u) const {
         const T h = (x - mean) * r;
         const T ht = normalized_tangent(h, xt, r, mean_x, mean_h_x);
-        const T projected = weight * (dy - mean_dy - h * mean_h_dy);  // P(u)
+        const T projected = weight * (dy - mean_dy - coupled(h, mean_h_dy));  // P(u)
         const T ut = weight_t * dy + weight * dyt;
-        const T projected_t = ut - mean_u - h * mean_h_u - ht * (weight * mean_h_dy);
-        dxt = r * (projected_t - r * mean_h_x * projected);
+        const T projected_t = ut - mean_u - coupled(h, mean_h_u) - coupled(ht, weight * mean_h_dy);
+        dxt = r * (projected_t - coupled(projected, r * mean_h_x));
     }
 };
 

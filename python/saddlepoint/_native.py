@@ -80,7 +80,9 @@ def refuse_mask(name: str, x: Any) -> None:
 
 def device_of(x: Any) -> str:
     """``"cpu"`` or ``"cuda"``, for an array of NumPy or one that speaks DLPack."""
-    check_array("x", x)
+    if not hasattr(x, "__dlpack_device__") or isinstance(x, type):
+        raise TypeError(expected("x", "an array (NumPy or DLPack)", type(x).__name__))
+    refuse_mask("x", x)
     kind = int(x.__dlpack_device__()[0])
     names = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}
     if kind not in names:

@@ -170,6 +170,7 @@ class HessianOperator:
         return owned(product, self.theta, "H", tuple(v.shape), "products of ")
 
     def __matmul__(self, v: ArrayLike) -> ArrayLike:
+        check_directions(v, self.shape[0])
         return self.matvec(v) if len(v.shape) == 1 else self.matmat(v)
 
     def dense(self, block: int = 64) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import count, expected
+from ..errors import brief, count, expected, flag
 from ..norm.batch_norm import check_numbers
 from ..vector import float_dtype
 from ..vector import generator as make_generator
@@ -217,6 +217,10 @@ class Linear(Layer):
     def __post_init__(self) -> None:
         _positive("in_features", self.in_features)
         _positive("out_features", self.out_features)
+        flag("bias", self.bias)
+        if not callable(self.weight_init):
+            what = "a function (rng, shape)"
+            raise TypeError(expected("weight_init", what, brief(self.weight_init)))
 
     @property
     def inputs(self) -> int | None:
@@ -233,7 +237,11 @@ class Linear(Layer):
             yield "bias", (self.out_features,)
 
     def _draw(self, rng: np.random.Generator) -> Iterator[NDArray[Any]]:
-        yield self.weight_init(rng, (self.out_features, self.in_features))
+        shape = self.out_features, self.in_features
+        weight = self.weight_init(rng, shape)
+        if np.shape(weight) != shape:
+            raise ValueError(expected("weight_init", f"weights of shape {shape}", np.shape(weight)))
+        yield weight
         if self.bias and self.weight_init is init.pytorch_uniform:
             limit = 1.0 / math.sqrt(self.in_features)
             yield rng.uniform(-limit, limit, self.out_features)
@@ -267,6 +275,7 @@ class BatchNorm(Layer):
 
     def __post_init__(self) -> None:
         _positive("num_features", self.num_features)
+        flag("affine", self.affine)
         check_numbers(self.eps, self.momentum)
 
     @property

@@ -194,6 +194,10 @@ class Optimizer(Rule):
             if not self._plan.fits(self, self.param_groups):
                 wanted = "the rules and parameters they began with"
                 raise ValueError(expected("param_groups", wanted, "others"))
+            if not self._single and not isinstance(grads, Iterable):
+                raise TypeError(
+                    expected("grads", "a list of arrays and None", type(grads).__name__)
+                )
             many = [grads] if self._single else list(grads)
             self._plan.run(
                 self, self.param_groups, self._options, many, self._bind, loss_scale=loss_scale

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .. import nn, norm, optim
 from ..curvature import eigsh, hessian
 from ..data import Dataset
-from ..errors import expected
+from ..errors import count, expected, instance
 from ..objective import NetworkObjective, Objective
 from ..train import Fit, accuracy, fit, predict
 from ..vector import ArrayLike, axpy, copy, dot
@@ -83,6 +83,8 @@ class Setting:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, least in (("depth", 0), ("width", 1), ("batch_size", 1), ("seed", 0)):
+            count(name, getattr(self, name), least)
         if not isinstance(self.activation, (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity)):
             what = "ReLU, Tanh, Sigmoid or Identity"
             raise TypeError(expected("activation", what, type(self.activation).__name__))
@@ -109,6 +111,7 @@ class Setting:
 
 def _classes(data: Dataset) -> int:
     """How many; data with targets have none, and are refused."""
+    instance("data", data, Dataset, "a saddlepoint.data.Dataset")
     if data.classes is None:
         raise ValueError(expected("data", "labels", "targets"))
     return data.classes
@@ -180,6 +183,10 @@ def layer_output(
     >>> bool(np.allclose(result.output_mean, result.bias, atol=1e-12))
     True
     """
+    instance("data", data, Dataset, "a saddlepoint.data.Dataset")
+    count("width", width, 1)
+    count("rows", rows, 2)
+    count("seed", seed, 0)
     rng = np.random.default_rng(seed)
     x = data.x.astype(np.float64)
     z = x @ nn.init.he_normal(rng, (width, x.shape[1])).T
