@@ -165,7 +165,7 @@ for name, way in ways.items():
         while not over:
             way()
 
-    other = threading.Thread(target=meddle)
+    other = threading.Thread(target=meddle, daemon=True)
     stepped = refused = 0
     other.start()
     end = time.monotonic() + 0.4

@@ -156,7 +156,8 @@ Bound bound(const py::handle& object, const char* name, Access access, Owners& o
     if (access == Access::write && !b.writable) {
         raise_value(name, "a writable array", "a read-only one");
     }
-    // Not a plain static: an import may let another thread come here, which would wait for this one.
+    // Not a plain static: an import may let another thread come here, which would wait for this
+    // one.
     PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> own;
     own.call_once_and_store_result(
         [] { return py::module_::import("saddlepoint.optim.arrays").attr("State"); });

@@ -11,6 +11,20 @@
 
 #include "core/threads_cpu.hpp"
 
+// ThreadSanitizer does not see that libgomp's team begins after what came before it, and ends
+// before what comes after.
+#if defined(__SANITIZE_THREAD__)
+extern "C" void __tsan_acquire(void*);
+extern "C" void __tsan_release(void*);
+#define SP_AFTER(what) __tsan_acquire(what)
+#define SP_BEFORE(what) __tsan_release(what)
+#define SP_UNSEEN __attribute__((no_sanitize_thread))  // what libgomp hands on
+#else
+#define SP_AFTER(what)
+#define SP_BEFORE(what)
+#define SP_UNSEEN
+#endif
+
 SP_BEGIN
 
 // A barrier whose members look for a moment and then sleep. OpenMP's own spins for milliseconds: on
@@ -117,14 +131,16 @@ void run(const Stream& stream, double nanoseconds, const Work& work) {
     run_on(members_for(nanoseconds), stream, work);
 }
 
-void run_on(int members, const Stream& stream, const Work& work) {
+SP_UNSEEN void run_on(int members, const Stream& stream, const Work& work) {
     if (members == 1) {
         work(Context{0, 1, stream});
         return;
     }
     Team meeting;
+    SP_BEFORE(&meeting);
 #pragma omp parallel num_threads(members)
     {
+        SP_AFTER(&meeting);
         const Context context{omp_get_thread_num(), omp_get_num_threads(), stream, -1, &meeting};
         try {
             work(context);
@@ -133,7 +149,9 @@ void run_on(int members, const Stream& stream, const Work& work) {
             meeting.fail(std::current_exception());
         }
         meeting.wait(context.size);
+        SP_BEFORE(&meeting);
     }
+    SP_AFTER(&meeting);
     meeting.rethrow();
 }
 
