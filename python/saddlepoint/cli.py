@@ -55,6 +55,7 @@ def _app() -> Callable[..., Any]:
 
     from . import __version__
     from .data import DataWarning
+    from .nn import ACTIVATIONS
     from .runs import Config
 
     defaults = Config()
@@ -149,7 +150,7 @@ def _app() -> Callable[..., Any]:
         test: str = field("test", "a file for the test part, or a share of the rows"),
         max_bytes: int = field("max_bytes", "that a file may unfold to"),
         layers: str = field("layers", "columns, input to output"),
-        activation: str = field("activation", "relu, tanh, sigmoid or identity"),
+        activation: str = field("activation", f"{', '.join(ACTIVATIONS)} or identity"),
         batch_norm: bool = field(
             "batch_norm", "normalize each hidden layer", "--batch-norm/--no-batch-norm"
         ),

@@ -38,6 +38,7 @@ from .history import (
     unpack,
 )
 from .nn import (
+    ACTIVATIONS,
     BatchNorm,
     CrossEntropy,
     Identity,
@@ -46,10 +47,7 @@ from .nn import (
     Loss,
     MeanSquaredError,
     Parameters,
-    ReLU,
     Sequential,
-    Sigmoid,
-    Tanh,
     init,
 )
 from .objective import NetworkObjective
@@ -60,12 +58,7 @@ from .vector import ArrayLike, norm, on_device
 
 __all__ = ["Analysis", "Config", "Run", "analyze", "build_network", "load_run", "train"]
 
-_ACTIVATIONS: dict[str, Callable[[], Layer]] = {
-    "relu": ReLU,
-    "tanh": Tanh,
-    "sigmoid": Sigmoid,
-    "identity": Identity,
-}
+_ACTIVATIONS: dict[str, type[Layer]] = {**ACTIVATIONS, "identity": Identity}
 # Those that make sense for all parameters as one vector.
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): getattr(optim, name) for name, rule in optim.rules.RULES.items() if not rule.whole
@@ -83,7 +76,7 @@ class Config:
     layers : tuple of int
         Columns from the input to the output.
     activation : str
-        "relu", "tanh", "sigmoid" or "identity".
+        A word of `saddlepoint.nn.ACTIVATIONS`, or "identity".
     batch_norm : bool
         Whether each hidden layer is normalized before its activation.
     optimizer : str
