@@ -188,7 +188,7 @@ def test_what_a_step_works_on_is_replaced_meanwhile(size: int) -> None:
     """By its owner, who holds no lock: the memory stays until the step is over.
 
     Gradients themselves are not replaced: where one thread sets ``p.grad`` that another reads,
-    PyTorch 2.13 ends the process, without an optimizer too.
+    PyTorch 2.13 at times ends the process, without an optimizer too.
     """
     done = subprocess.run(
         [sys.executable, "-c", MEDDLED, str(size)], capture_output=True, text=True, timeout=300
