@@ -69,7 +69,7 @@ def test_gradients_and_products_are_pytorchs(
 @pytest.mark.parametrize("share", [1, 3, 10])
 def test_tangents_of_a_block_stay_within_the_budget(share: int, rng: np.random.Generator) -> None:
     p = random_problem(4, batch_norm=False)
-    stored = objective(p)._pass(len(p.x), "product").nbytes
+    stored = objective(p)._pass(len(p.x)).nbytes
     budget = share * stored
     at = objective(p, memory_budget=budget).linearize(p.params.theta)
     each = max(native.tangent_nbytes(1) for native in at._passes.values())
@@ -176,7 +176,7 @@ def test_chunks_within_a_budget(rng: np.random.Generator) -> None:
     v = direction(p, rng, 3)
     assert not whole.recomputes
     wanted = whole.linearize(params.theta)
-    stored = whole._pass(45, "product").nbytes
+    stored = whole._pass(45).nbytes
     for budget in (1, stored // 7, stored // 2):
         small = objective(p, memory_budget=budget)
         assert small.recomputes
@@ -229,7 +229,7 @@ def test_batches_of_batch_statistics(
     mine = objective(p, batch_size=size)
     if recomputes and size < rows:
         # One batch fits, two do not.
-        one = objective(p, batch_size=size)._pass(size, "product").nbytes
+        one = objective(p, batch_size=size)._pass(size).nbytes
         mine = objective(p, batch_size=size, memory_budget=one)
         assert mine.recomputes
         with pytest.raises(
