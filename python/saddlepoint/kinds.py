@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import lru_cache
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -58,13 +59,16 @@ def lengths(shape: Any) -> tuple[int, ...]:
 
 def dtype_name(dtype: Any) -> str:
     """What a dtype is called in every kind: ``float32``."""
-    name = str(dtype)
-    if name.startswith("torch."):
-        return name.removeprefix("torch.")
     try:
-        return str(np.dtype(dtype).name)
-    except TypeError:
-        return name
+        return _dtype_name(dtype)
+    except TypeError:  # what NumPy does not know, or nothing that can be a key
+        return str(dtype)
+
+
+@lru_cache
+def _dtype_name(dtype: Any) -> str:
+    name = str(dtype)
+    return name[6:] if name.startswith("torch.") else str(np.dtype(dtype).name)
 
 
 def is_array(x: Any) -> bool:
@@ -416,7 +420,7 @@ class _Tensors(Kind):
     """PyTorch's; only where there is one is PyTorch there to be asked for its dtypes."""
 
     def _dtype(self, dtype: Any) -> Any:
-        return getattr(sys.modules["torch"], np.dtype(dtype).name)
+        return getattr(sys.modules["torch"], dtype_name(dtype))
 
     def is_float64(self, x: ArrayLike) -> bool:
         return x.dtype is sys.modules["torch"].float64

@@ -78,17 +78,7 @@ class Evaluator:
         accumulate: bool = False,
     ) -> float:
         """Evaluate a pass: ``weight`` times the mean loss of the rows, NaN without a loss."""
-        bound.evaluate(
-            x=x,
-            y=y,
-            indices=indices,
-            theta=theta,
-            buffers=buffers,
-            update_buffers=update_buffers,
-            weight=weight,
-            gradient=gradient,
-            accumulate=accumulate,
-        )
+        bound.evaluate(x, y, indices, theta, buffers, update_buffers, weight, gradient, accumulate)
         return math.nan if self.loss is None else float(bound.loss())
 
     def evaluate(
@@ -114,8 +104,9 @@ class Evaluator:
         if outputs is not None:
             bound.output(outputs)
         bound.release()
-        if bound.nbytes + sum(other.nbytes for other in kept.values()) <= self._keep:
-            kept[key] = bound
+        kept[key] = bound
+        if self._keep < math.inf and sum(each.nbytes for each in kept.values()) > self._keep:
+            del kept[key]
         return value
 
     def over_rows(
