@@ -120,7 +120,7 @@ class Import(NamedTuple):
     typing_only: bool
 
 
-def imports_of(path: Path) -> Iterator[Import]:
+def imports_of(path: Path, more: str = "") -> Iterator[Import]:
     parts = ["saddlepoint", *path.relative_to(PACKAGE).with_suffix("").parts]
     package = parts[:-1]
 
@@ -139,7 +139,7 @@ def imports_of(path: Path) -> Iterator[Import]:
                 inner = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
                 yield from walk(child, top and not inner, typing)
 
-    yield from walk(ast.parse(path.read_text()), True, False)
+    yield from walk(ast.parse(path.read_text() + more), True, False)
 
 
 def part_of(module: str) -> str:
@@ -147,9 +147,9 @@ def part_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def parts_imported(path: Path) -> Iterator[tuple[str, Import]]:
+def parts_imported(path: Path, more: str = "") -> Iterator[tuple[str, Import]]:
     """What a file takes from the package, by part; ``from . import nn`` is one too."""
-    for statement in imports_of(path):
+    for statement in imports_of(path, more):
         if statement.module == "saddlepoint":
             for name in statement.names:
                 yield name, statement
@@ -167,14 +167,16 @@ def home(path: Path) -> str:
 
 
 # What each part may take from the package; those not listed are free, but for the roof.
-ANALYSIS = {"errors", "vector", "objective", "progress", "_native"}
+ANALYSIS = {"errors", "kinds", "vector", "objective", "progress"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_native": {"_core", "_cuda", "errors"},
-    "vector": {"_native", "errors"},
-    "optim": {"_native", "errors", "vector", "optim"},
-    "norm": {"_native", "errors", "vector", "norm"},
-    "nn": {"_native", "errors", "vector", "norm", "nn"},
+    "kinds": {"_native", "errors"},
+    "vector": {"kinds", "errors"},
+    "objective": {"kinds", "errors"},
+    "optim": {"_native", "errors", "kinds", "vector", "optim"},
+    "norm": {"errors", "kinds", "vector", "norm"},
+    "nn": {"_native", "errors", "kinds", "vector", "objective", "norm", "nn"},
     "curvature": ANALYSIS | {"curvature"},
     "critical": ANALYSIS | {"curvature", "critical"},
     "landscape": ANALYSIS,
@@ -182,16 +184,35 @@ ALLOWED: dict[str, set[str]] = {
 ROOF = {"cli": {"cli", "__main__"}, "report": {"report", "cli"}, "studies": {"studies"}}
 
 
+def imports_outwards(path: Path, more: str = "") -> list[str]:
+    mine, found = home(path), []
+    for part, statement in parts_imported(path, more):
+        roof = part in ROOF and not (mine == "__init__" and statement.typing_only)
+        if part not in ALLOWED.get(mine, {part}) or (roof and mine not in ROOF[part]):
+            found.append(f"{mine} sees {part}")
+    return found
+
+
 @files
 def test_python_imports_point_inwards(path: Path) -> None:
-    mine = home(path)
-    for part, statement in parts_imported(path):
-        assert part in ALLOWED.get(mine, {part}), f"{mine} sees {part}"
-        if part == "objective" and mine in ("curvature", "critical", "landscape"):
-            # The protocol, never the network behind it.
-            assert set(statement.names) <= {"Objective", "Linearization", "check_point"}
-        if part in ROOF and not (mine == "__init__" and statement.typing_only):
-            assert mine in ROOF[part], f"{mine} sees {part}"
+    assert imports_outwards(path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("objective.py", "from .nn import Layer"),
+        ("objective.py", "from . import _native"),
+        ("objective.py", "from .nn.objective import NetworkObjective"),
+        ("kinds.py", "from .vector import dot"),
+        ("curvature/hessian.py", "from ..nn.objective import NetworkObjective"),
+        ("critical/escape.py", "import saddlepoint.train"),
+        ("nn/evaluator.py", "def f():\n    from ..report import page"),
+        ("train.py", "from . import cli"),
+    ],
+)
+def test_a_planted_import_is_found(path: str, line: str) -> None:
+    assert len(imports_outwards(PACKAGE / path, f"\n{line}\n")) == 1
 
 
 @files
@@ -202,6 +223,55 @@ def test_only_numpy_is_imported_at_the_top_and_torch_by_its_folder_alone(path: P
         assert root != "torch" or home(path) == "torch"
         if home(path) not in ("cli", "report", "torch"):
             assert root in light or not statement.top_level or statement.typing_only, statement
+
+
+# What tells the kinds of arrays apart.
+MARKS = {
+    "new_empty", "new_tensor", "detach", "clone", "is_cpu", "contiguous", "double", "layout",
+    "__array_namespace__", "__dlpack__", "__dlpack_device__",
+}  # fmt: skip
+
+
+def questions_of_kind(source: str) -> list[str]:
+    """Where a file asks what kind an array is."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and len(node.args) >= 2):
+            continue
+        asks, about = ast.unparse(node.func), list(ast.walk(node.args[1]))
+        names = {n.value for n in about if isinstance(n, ast.Constant)}
+        classes = {n.id for n in about if isinstance(n, ast.Name)}
+        classes |= {n.attr for n in about if isinstance(n, ast.Attribute)}
+        if (asks in ("hasattr", "getattr") and names & MARKS) or (
+            asks in ("isinstance", "issubclass") and "Vector" in classes
+        ):
+            found.append(ast.unparse(node))
+    return found
+
+
+@files
+def test_only_kinds_asks_what_an_array_is(path: Path) -> None:
+    asks = questions_of_kind(path.read_text())
+    if home(path) == "kinds":
+        assert len(asks) >= 5  # the test sees them
+    elif home(path) != "torch":
+        assert asks == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if hasattr(x, "new_empty"): pass',
+        'y = [a for a in b if hasattr(a, "__dlpack__")]',
+        'fast = getattr(x, "is_cpu", False)',
+        "if isinstance(x, Vector): pass",
+        "if isinstance(x, (np.ndarray, vector.Vector)): pass",
+        "def f(x): return not isinstance(x, Vector | Fit)",
+    ],
+)
+def test_a_planted_question_is_found(line: str) -> None:
+    source = (PACKAGE / "vector.py").read_text()
+    assert len(questions_of_kind(f"{source}\n{line}\n")) == 1
 
 
 HEAVY = [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -69,7 +71,7 @@ def test_gradients_and_products_are_pytorchs(
 @pytest.mark.parametrize("share", [1, 3, 10])
 def test_tangents_of_a_block_stay_within_the_budget(share: int, rng: np.random.Generator) -> None:
     p = random_problem(4, batch_norm=False)
-    stored = objective(p)._pass(len(p.x), "product").nbytes
+    stored = objective(p)._pass(len(p.x)).nbytes
     budget = share * stored
     at = objective(p, memory_budget=budget).linearize(p.params.theta)
     each = max(native.tangent_nbytes(1) for native in at._passes.values())
@@ -176,7 +178,7 @@ def test_chunks_within_a_budget(rng: np.random.Generator) -> None:
     v = direction(p, rng, 3)
     assert not whole.recomputes
     wanted = whole.linearize(params.theta)
-    stored = whole._pass(45, "product").nbytes
+    stored = whole._pass(45).nbytes
     for budget in (1, stored // 7, stored // 2):
         small = objective(p, memory_budget=budget)
         assert small.recomputes
@@ -229,7 +231,7 @@ def test_batches_of_batch_statistics(
     mine = objective(p, batch_size=size)
     if recomputes and size < rows:
         # One batch fits, two do not.
-        one = objective(p, batch_size=size)._pass(size, "product").nbytes
+        one = objective(p, batch_size=size)._pass(size).nbytes
         mine = objective(p, batch_size=size, memory_budget=one)
         assert mine.recomputes
         with pytest.raises(
@@ -570,3 +572,64 @@ def test_frozen_statistics_of_infinite_values_are_as_in_pytorch() -> None:
     product = torch.autograd.grad(flat[10:].sum(), leaves)
     wanted = torch.cat([p.flatten() for p in product]).numpy()
     assert_allclose(at.hvp(v), wanted, rtol=1e-12, atol=1e-15)
+
+
+def kept_bytes(mine: sp.NetworkObjective) -> int:
+    return sum(bound.nbytes for bound in vars(mine._evaluator._own).get("kept", {}).values())
+
+
+def test_asking_again_makes_no_passes(rng: np.random.Generator) -> None:
+    p = random_problem(4, batch_norm=False)
+    mine, wanted = objective(p), objective(p).linearize(p.params.theta)
+    elsewhere = p.params.theta + 1.0
+    make, made = mine._evaluator.make, []
+    mine._evaluator.make = lambda *key: made.append(key) or make(*key)  # type: ignore[method-assign]
+    for _ in range(3):
+        assert mine.loss(p.params.theta) == wanted.loss
+        assert_array_equal(mine.gradient(p.params.theta), wanted.gradient)
+        mine.gradient(elsewhere)
+        mine.loss(elsewhere)
+    assert [level for _, _, level, _ in made] == ["value", "gradient"]
+    # What fails is not kept, and does not stand in the way.
+    with pytest.raises(ValueError, match=r"^theta: expected shape"):
+        mine._evaluator.evaluate(p.x, mine._y, elsewhere[1:], None, frozen=False)
+    assert mine.loss(p.params.theta) == wanted.loss
+
+
+def test_kept_passes_take_an_eighth_of_the_budget() -> None:
+    p = random_problem(4, batch_norm=False)
+    mine, stored = objective(p), objective(p)._pass(len(p.x)).nbytes
+    mine.gradient(p.params.theta)
+    one = kept_bytes(mine)
+    mine.loss(p.params.theta)
+    both = kept_bytes(mine)
+    assert 0 < one < both < 8 * stored
+    for budget, kept in ((8 * both, both), (8 * both - 1, one), (8 * one, one), (8 * one - 8, 0)):
+        mine = objective(p, memory_budget=max(budget, stored))
+        if budget >= stored:  # else chunks are other
+            mine.gradient(p.params.theta)
+            mine.loss(p.params.theta)
+            assert kept_bytes(mine) == (kept if kept else both - one)
+
+
+def test_kept_passes_hold_no_array_of_the_callers() -> None:
+    p = random_problem(4)
+    mine, theta = objective(p), p.params.theta.copy()
+    mine.gradient(theta)
+    mine.loss(theta)
+    gone = weakref.ref(theta)
+    del theta
+    assert gone() is None
+
+
+def test_threads_have_passes_of_their_own() -> None:
+    p = random_problem(8)
+    mine = objective(p)
+    points = [p.params.theta + 0.1 * i for i in range(8)]
+    wanted = [(mine.loss(t), mine.gradient(t)) for t in points]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            values, slopes = pool.map(mine.loss, points), pool.map(mine.gradient, points)
+            for (value, slope), v, s in zip(wanted, values, slopes, strict=True):
+                assert v == value
+                assert_array_equal(s, slope)

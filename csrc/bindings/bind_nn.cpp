@@ -131,6 +131,13 @@ class BoundPass {
         buffers_kept_ = std::move(buffers_);
     }
 
+    // Lets go of the arrays of the last evaluation; its own memory stays for the next.
+    void release() {
+        const Alone alone(*scratch_);
+        evaluated_ = false;
+        x_kept_ = theta_kept_ = buffers_kept_ = v_kept_ = Array{};
+    }
+
     double loss() const {
         const Alone alone(*scratch_);
         require_evaluated();
@@ -242,6 +249,7 @@ void bind_pass(py::module_& m, const char* name) {
         .def("evaluate", &P::evaluate, py::arg("x"), py::arg("y"), py::arg("indices"),
              py::arg("theta"), py::arg("buffers"), py::arg("update_buffers"), py::arg("weight"),
              py::arg("gradient"), py::arg("accumulate"))
+        .def("release", &P::release)
         .def("loss", &P::loss)
         .def("output", &P::output)
         .def("product", &P::product, py::arg("v"), py::arg("out"), py::arg("accumulate"))

@@ -21,7 +21,7 @@ _WHERE = {
     "Fit": "train",
     "HessianOperator": "curvature",
     "History": "train",
-    "NetworkObjective": "objective",
+    "NetworkObjective": "nn.objective",
     "Objective": "objective",
     "Vector": "vector",
     "Verification": "curvature",
@@ -71,7 +71,7 @@ if TYPE_CHECKING:  # what the two tables say, for those who cannot run them
     from .curvature.lanczos import eigsh as eigsh
     from .errors import DeviceError as DeviceError
     from .errors import FileFormatError as FileFormatError
-    from .objective import NetworkObjective as NetworkObjective
+    from .nn.objective import NetworkObjective as NetworkObjective
     from .objective import Objective as Objective
     from .train import Fit as Fit
     from .train import History as History

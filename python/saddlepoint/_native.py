@@ -7,14 +7,11 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import numpy as np
 
 from . import _core
-from .errors import DeviceError, count, expected, one_of
+from .errors import DeviceError, count, one_of
 
-__all__ = ["device_of", "module", "module_of", "num_threads", "set_num_threads"]
+__all__ = ["cuda_module", "module", "num_threads", "set_num_threads"]
 
 
 def num_threads() -> int:
@@ -35,10 +32,10 @@ def module(device: str) -> ModuleType:
     DeviceError
         If the device is not there; the message says why.
     """
-    one_of("device", device, ("cpu", "cuda"))
-    if device == "cpu":
+    if type(device) is str and device == "cpu":  # at once: each call of many asks
         return _core
-    return _cuda()
+    one_of("device", device, ("cpu", "cuda"))
+    return _core if device == "cpu" else _cuda()
 
 
 def cuda_module() -> ModuleType | None:
@@ -61,35 +58,3 @@ def _cuda() -> ModuleType:
         for library in sorted(Path(folder).glob("cu*/lib/libcublas.so.*")):
             cuda.set_cublas_path(str(library))
     return cuda
-
-
-def check_array(name: str, x: Any) -> None:
-    """Raise TypeError unless this is an array; one whose mask would be lost is none."""
-    if isinstance(x, type) or not all(
-        hasattr(x, needed) for needed in ("shape", "dtype", "__dlpack_device__")
-    ):
-        raise TypeError(expected(name, "an array (NumPy or DLPack)", type(x).__name__))
-    refuse_mask(name, x)
-
-
-def refuse_mask(name: str, x: Any) -> None:
-    """Raise TypeError for an array whose mask would be lost."""
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(expected(name, "an array without a mask (x.filled(…))", "a masked array"))
-
-
-def device_of(x: Any) -> str:
-    """``"cpu"`` or ``"cuda"``, for an array of NumPy or one that speaks DLPack."""
-    if not hasattr(x, "__dlpack_device__") or isinstance(x, type):
-        raise TypeError(expected("x", "an array (NumPy or DLPack)", type(x).__name__))
-    refuse_mask("x", x)
-    kind = int(x.__dlpack_device__()[0])
-    names = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}
-    if kind not in names:
-        raise TypeError(expected("x", "device cpu or cuda", f"DLPack device {kind}"))
-    return names[kind]
-
-
-def module_of(x: Any) -> ModuleType:
-    """The extension for the device that an array lies on."""
-    return module(device_of(x))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .critical import CriticalPoint, Escape, classify, escape
 from .landscape import Slice2D, plane
 from .nn import Linear, MeanSquaredError, Sequential
-from .objective import NetworkObjective
+from .nn.objective import NetworkObjective
 from .runs import Analysis, Config, Run, analyze, train
 from .vector import axpy, norm
 from .vector import generator as make_generator

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import check_array
 from .errors import count, expected, number
+from .kinds import check_array
 from .objective import Objective, check_point
 from .progress import progress
 from .vector import ArrayLike, axpy, copy

@@ -37,6 +37,7 @@ from .history import (
     pack,
     unpack,
 )
+from .kinds import ArrayLike, on_device
 from .nn import (
     ACTIVATIONS,
     BatchNorm,
@@ -50,11 +51,11 @@ from .nn import (
     Sequential,
     init,
 )
-from .objective import NetworkObjective
+from .nn.objective import NetworkObjective
 from .optim import Optimizer
 from .store import check_folder, number, write_folder
 from .train import accuracy, fit, predict
-from .vector import ArrayLike, norm, on_device
+from .vector import norm
 
 __all__ = ["Analysis", "Config", "Run", "analyze", "build_network", "load_run", "train"]
 

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saddlepoint._native import refuse_mask
 from saddlepoint.errors import brief, count, expected
+from saddlepoint.kinds import refuse_mask
 from saddlepoint.vector import generator
 
 __all__ = [

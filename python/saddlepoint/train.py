@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import vector
-from ._native import module, refuse_mask
 from .data.tensors import require_safetensors
 from .errors import expected, instance, path_of
 from .history import FILES, Fit, History, PathLike, State, UnsavedError, checked, digest, plain
+from .kinds import ArrayLike, float_dtype, kind_of, on_device, refuse_mask
 from .nn import BatchNorm, Layer, Loss, Parameters
-from .objective import check_params, checked_inputs
+from .nn.evaluator import Evaluator, check_params, checked_inputs
 from .optim import Adam, Optimizer, schedule
 from .progress import progress
 from .signals import Terminated, held
 from .store import check_folder
-from .vector import ArrayLike, Vector, float_dtype, gather, on_device
+from .vector import gather
 
 __all__ = ["Fit", "History", "State", "UnsavedError", "accuracy", "fit", "predict"]
 
@@ -56,94 +56,6 @@ class _Records:
             validation_accuracy=epochs[3],
             seconds=epochs[4],
         )
-
-
-class _Model:
-    """A network with data on a device: steps over mini-batches, and evaluations."""
-
-    def __init__(self, net: Layer, loss: Loss | None, params: Parameters, device: str) -> None:
-        self.net, self.loss = net, loss
-        self.native = module(device)
-        self.device = device
-        self.theta: ArrayLike = on_device(params.theta, device)
-        self.buffers: ArrayLike = on_device(params.buffers, device)
-        self.dtype = params.theta.dtype
-        self._passes: dict[tuple[int, str, bool], Any] = {}
-
-    def place(self, data: Data, name: str) -> tuple[ArrayLike, ArrayLike]:
-        """Checked data on the device."""
-        x, y = self.checked(data, name)
-        return on_device(x, self.device), on_device(y, self.device)
-
-    def checked(self, data: Data, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Data as the network and the loss take them, on the host."""
-        assert self.loss is not None
-        if not isinstance(data, tuple | list) or len(data) != 2:
-            raise TypeError(expected(name, "a pair (x, y)", type(data).__name__))
-        try:
-            x = checked_inputs(data[0], self.dtype, self.net)
-            outputs = self.net.outputs(x.shape[1])
-            y = self.loss.targets(data[1], x.shape[0], outputs, self.dtype)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: {error}") from None
-        return x, y
-
-    def bound(self, rows: int, inputs: int, level: str, frozen: bool) -> Any:
-        """The native pass for so many rows; made once."""
-        key = (rows, level, frozen)
-        if key not in self._passes:
-            spec = self.net.spec(inputs, self.loss.kind if self.loss else "")
-            kind = getattr(self.native, f"Pass_{self.dtype}")
-            self._passes[key] = kind(spec, rows, level, frozen)
-        return self._passes[key]
-
-    def evaluate(
-        self, bound: Any, x: ArrayLike, y: ArrayLike, indices: ArrayLike, gradient: ArrayLike
-    ) -> None:
-        """Loss, and gradient where one is given: the training pass, which moves the statistics."""
-        training = gradient is not None
-        bound.evaluate(
-            x=x,
-            y=y,
-            indices=indices,
-            theta=self.theta,
-            buffers=self.buffers,
-            update_buffers=training,
-            weight=1.0,
-            gradient=gradient,
-            accumulate=False,
-        )
-
-    def in_chunks(self, x: ArrayLike, y: ArrayLike) -> tuple[float, NDArray[Any]]:
-        """Mean loss (NaN without one) and outputs over all rows, with the running statistics."""
-        rows, inputs = x.shape
-        outputs = np.empty((rows, self.net.outputs(inputs)), self.dtype)
-        total: float = math.nan if self.loss is None else 0.0
-        for begin in range(0, rows, _EVALUATION_ROWS):
-            part = slice(begin, min(begin + _EVALUATION_ROWS, rows))
-            n = part.stop - part.start
-            bound = self.bound(n, inputs, "value", True)
-            self.evaluate(bound, _rows(x, part), None if y is None else _rows(y, part), None, None)
-            if self.loss is not None:
-                total += float(bound.loss()) * n / rows
-            if self.device == "cpu":
-                bound.output(outputs[part])
-            else:
-                out = Vector((n, outputs.shape[1]), self.dtype, self.device)
-                bound.output(out)
-                outputs[part] = out.numpy()
-        return total, outputs
-
-    def params(self) -> Parameters:
-        """The parameters as they are now, on the host."""
-        return Parameters(gather(self.theta), gather(self.buffers))
-
-
-_EVALUATION_ROWS = 4096
-
-
-def _rows(x: ArrayLike, rows: slice) -> ArrayLike:
-    return x.rows(rows) if isinstance(x, Vector) else x[rows]
 
 
 def fit(
@@ -243,24 +155,28 @@ def fit(
     state = None if resume is None else _resumable(resume)
     start = params if resume is None else resume.params
     instance("params", start, Parameters, "what net.init gives")
-    check_params(start, net, float_dtype(start.theta.dtype, "params"))
-    model = _Model(net, loss, start.copy(), device)
-    on_host = model.checked(data, "data")
+    dtype = float_dtype(start.theta.dtype, "params")
+    check_params(start, net, dtype)
+    evaluator = Evaluator(net, loss, dtype, device)
+    theta, buffers = (on_device(part.copy(), device) for part in (start.theta, start.buffers))
+    on_host = _checked("data", data, evaluator)
     mark = _fingerprint(*on_host)
     x, y = (on_device(part, device) for part in on_host)
-    held_out = None if validation is None else model.place(validation, "validation")
-    rows, inputs = x.shape
+    held_out: list[ArrayLike] = []
+    if validation is not None:
+        held_out += (on_device(p, device) for p in _checked("validation", validation, evaluator))
+    rows = x.shape[0]
     batch_size = min(batch_size, rows)
     couples_rows = any(isinstance(layer, BatchNorm) for layer in net.layers())
     if couples_rows and batch_size == 1:
         raise ValueError(expected("batch_size", "at least 2, for the variance of a batch", 1))
     starts = [b for b in range(0, rows, batch_size) if not (couples_rows and rows - b == 1)]
-    updater = optimizer(model.theta)
+    updater = optimizer(theta)
     if not isinstance(updater, Optimizer):
         what = "a callable that makes an optimizer of saddlepoint.optim"
         raise TypeError(expected("optimizer", what, f"a {type(updater).__name__}"))
     updated = [p for group in updater.param_groups for p in group["params"]]
-    if len(updated) != 1 or updated[0] is not model.theta:
+    if len(updated) != 1 or updated[0] is not theta:
         raise ValueError(expected("optimizer", "one of the array it is given", "one of others"))
     if state is None:
         generator = vector.generator(rng)
@@ -272,7 +188,7 @@ def fit(
         updater.load_state_dict(state.optimizer)
         _warn_of_others(given, state)
     save = _saver(checkpoint)
-    gradient = vector.empty_like(model.theta)
+    gradient = vector.empty_like(theta)
     grads = gradient if updater._single else [gradient]
     records = _Records(None if resume is None else resume.history)
     stopped = "finished"
@@ -287,7 +203,7 @@ def fit(
                 done, count, total, seconds, state.rate, rows, batch_size,
                 dict(order_state), updater.state_dict(), mark,
             )  # fmt: skip
-        return Fit(model.params(), records.history(), why, at)
+        return Fit(Parameters(gather(theta), gather(buffers)), records.history(), why, at)
 
     steps = (epochs - done) * len(starts) - count
     saved, begun = time.perf_counter(), False
@@ -298,10 +214,12 @@ def fit(
                 order = on_device(generator.permutation(rows), device)
                 began = time.perf_counter() - seconds
                 for begin in starts[count:]:
-                    indices = _rows(order, slice(begin, min(begin + batch_size, rows)))
-                    bound = model.bound(indices.shape[0], inputs, "gradient", False)
-                    model.evaluate(bound, x, y, indices, gradient)
-                    value = float(bound.loss())
+                    some = slice(begin, min(begin + batch_size, rows))
+                    indices = kind_of(order).rows(order, some)
+                    value = evaluator.evaluate(
+                        x, y, theta, buffers, frozen=False, indices=indices, gradient=gradient,
+                        update_buffers=True,
+                    )  # fmt: skip
                     if not math.isfinite(value):
                         stopped = "diverged"
                         break
@@ -319,14 +237,16 @@ def fit(
                     signals.deliver()
                 if stopped == "diverged":
                     break
-                scores = (math.nan, math.nan) if held_out is None else _scores(model, *held_out)
+                scores = math.nan, math.nan
+                if held_out:
+                    scores = _scores(evaluator, held_out, theta, buffers)
                 mean = total / min(rows, len(starts) * batch_size)
                 records.epochs.append((len(records.updates), mean, *scores, seconds))
                 done, count, total, seconds = done + 1, 0, 0.0, 0.0
                 order_state = generator.bit_generator.state
                 tick(0, f"loss {mean:.4f}")
                 due = checkpoint is not None and time.perf_counter() - saved >= checkpoint_every
-                if due and done < epochs and math.isfinite(vector.norm(model.theta)):
+                if due and done < epochs and math.isfinite(vector.norm(theta)):
                     try:
                         save(now("unfinished"))
                     except OSError as error:
@@ -337,7 +257,7 @@ def fit(
             if signals.at_once:
                 raise
             stopped = _why(error)
-        if not math.isfinite(vector.norm(model.theta)):
+        if not math.isfinite(vector.norm(theta)):
             stopped = "diverged"
         result = now(stopped)
         try:
@@ -416,9 +336,22 @@ def _saver(checkpoint: PathLike | Callable[[Fit], object] | None) -> Callable[[F
     return lambda fit: fit.save(path, overwrite=True, keep_others=True)
 
 
-def _scores(model: _Model, x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
+def _checked(name: str, data: Any, evaluator: Evaluator) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A pair (x, y) as the evaluator takes it; what is wrong with it is said by its name."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise TypeError(expected(name, "a pair (x, y)", type(data).__name__))
+    try:
+        return evaluator.checked(*data)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+def _scores(
+    evaluator: Evaluator, data: list[ArrayLike], theta: ArrayLike, buffers: ArrayLike
+) -> tuple[float, float]:
     """Loss and, for labels, accuracy."""
-    value, outputs = model.in_chunks(x, y)
+    x, y = data
+    value, outputs = evaluator.over_rows(x, y, theta, buffers)
     labels = gather(y)
     return value, accuracy(outputs, labels) if labels.ndim == 1 else math.nan
 
@@ -449,7 +382,9 @@ def predict(net: Layer, params: Parameters, x: NDArray[Any], device: str = "cpu"
     """
     instance("net", net, Layer, "a layer of saddlepoint.nn")
     instance("params", params, Parameters, "what net.init gives")
-    check_params(params, net, float_dtype(params.theta.dtype, "params"))
-    model = _Model(net, None, params, device)
-    features = on_device(checked_inputs(x, model.dtype, net), device)
-    return model.in_chunks(features, None)[1]
+    dtype = float_dtype(params.theta.dtype, "params")
+    check_params(params, net, dtype)
+    evaluator = Evaluator(net, None, dtype, device)
+    features = on_device(checked_inputs(x, dtype, net), device)
+    theta, buffers = (on_device(part, device) for part in (params.theta, params.buffers))
+    return evaluator.over_rows(features, None, theta, buffers)[1]

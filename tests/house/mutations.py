@@ -336,7 +336,7 @@ PYTHON = [
         "test_batch_norm_fused.py -k parts",
     ),
     Mutation(
-        "norm/arrays.py",
+        "kinds.py",
         "Vector(x.shape, x.dtype, x.device, x.order)",
         "Vector(x.shape, x.dtype, x.device)",
         "test_batch_norm_fused.py -k keep_their_order",
@@ -356,16 +356,16 @@ PYTHON = [
     ),
     Mutation("nn/layers.py", "buffers += sum(", "buffers = sum(", "test_nn.py"),
     Mutation("nn/losses.py", "high >= outputs", "high > outputs", "test_nn.py test_objective.py"),
-    Mutation("objective.py", "size == 1 or n % size == 1", "size == 1", "test_objective.py"),
+    Mutation("nn/objective.py", "size == 1 or n % size == 1", "size == 1", "test_objective.py"),
     Mutation(
-        "objective.py",
+        "nn/objective.py",
         "key = chunk.rows if objective.recomputes else chunk.begin",
         "key = chunk.rows",
         "test_objective.py",
     ),
-    Mutation("objective.py", "stored > memory_budget", "False", "test_objective.py"),
+    Mutation("nn/objective.py", "stored > memory_budget", "False", "test_objective.py"),
     Mutation(
-        "objective.py",
+        "nn/objective.py",
         "max(1, int(self._objective._budget",
         "max(64, int(self._objective._budget",
         "test_objective.py -k stay_within_the_budget",
@@ -404,10 +404,10 @@ PYTHON = [
     ),
     Mutation("surfaces.py", "diagonal[1:] += 200.0", "diagonal[1:] = 200.0", "test_surfaces.py"),
     Mutation(
-        "vector.py", "view._offset = self._offset + begin", "view._offset = begin", "test_vector.py"
+        "kinds.py", "view._offset = self._offset + begin", "view._offset = begin", "test_vector.py"
     ),
     Mutation(
-        "vector.py",
+        "kinds.py",
         "self._buffer.copy(self._offset * self.dtype.itemsize,",
         "self._buffer.copy(0,",
         "test_vector.py",

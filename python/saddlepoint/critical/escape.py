@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import refuse_mask
 from ..curvature import eigsh
 from ..errors import brief, count, expected
+from ..kinds import refuse_mask
 from ..objective import Objective
 from ..vector import ArrayLike, axpy, copy, dot, gather, norm, owned, scale
 from .classify import finite_hessian

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import refuse_mask
 from ..errors import count, expected
+from ..kinds import kind_of, refuse_mask
 from ..objective import Linearization, Objective, check_point
 from ..vector import (
     ArrayLike,
@@ -21,7 +21,6 @@ from ..vector import (
     dot,
     gather,
     generator,
-    in_float64,
     norm,
     owned,
     random,
@@ -187,12 +186,7 @@ class HessianOperator:
     def _like_theta(self, x: NDArray[Any]) -> ArrayLike:
         """A host array as the kind of array that θ is, and its dtype."""
         refuse_mask("x", x)
-        x = np.asarray(x, self.dtype)
-        if isinstance(self.theta, np.ndarray):
-            return x
-        if hasattr(self.theta, "new_tensor"):
-            return self.theta.new_tensor(x)
-        return type(self.theta).from_numpy(x, self.theta.device)
+        return kind_of(self.theta).from_host(np.asarray(x, self.dtype), self.theta)
 
     def to_scipy(self) -> LinearOperator:
         """A ``scipy.sparse.linalg.LinearOperator`` on host arrays."""
@@ -216,7 +210,7 @@ class HessianOperator:
         product = gather(hv).astype(np.float64)
         if self.dtype != np.float64 and hasattr(objective, "astype"):
             objective = objective.astype(np.float64)
-            theta, v = in_float64(theta), in_float64(direction)
+            theta, v = (kind_of(x).astype(x, np.float64) for x in (theta, direction))
         eps = float(np.finfo(objective.dtype).eps)
 
         def gradient(s: float) -> NDArray[np.float64]:

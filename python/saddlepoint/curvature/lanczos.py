@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import refuse_mask
 from ..errors import count, expected, number_from_0, one_of
+from ..kinds import dtype_name, kind_of, refuse_mask
 from ..progress import progress
 from ..vector import ArrayLike, axpy, copy, dot, norm, owned, random, rounding, scale
 from ..vector import generator as make_generator
@@ -99,7 +99,7 @@ class _Operator:
         if not (square and isinstance(shape[0], (int, np.integer)) and shape[0] >= 1):
             raise ValueError(expected("H", "shape (n, n) with n at least 1", shape))
         self.size = n = int(shape[0])
-        name = str(H.dtype).removeprefix("torch.")
+        name = dtype_name(H.dtype)
         if name.startswith(("int", "uint", "bool")):  # float64, as SciPy has it
             name = "float64"
         if name not in ("float32", "float64"):
@@ -108,14 +108,8 @@ class _Operator:
         self._tiny = float(np.finfo(name).tiny)
         self.products = 0
         self._believed = True
-        if hasattr(H, "new_empty"):
-            if "strided" not in str(H.layout):
-                raise TypeError(expected("H", "a dense tensor", H.layout))
-            H = H.detach().double() if name == "float64" else H.detach()
-            self.like = H[0]
-            _check_symmetric(H)
-        elif hasattr(H, "__array__"):
-            H = np.asarray(H, name)
+        if hasattr(H, "__array__"):
+            H = kind_of(H).dense("H", H, name)
             self.like = H[0]
             _check_symmetric(H)
         else:
@@ -162,7 +156,7 @@ def _check_symmetric(matrix: Any) -> None:
     if not math.isfinite(size):
         raise ValueError(expected("H", "finite products", "NaN or infinity"))
     apart = float(abs(matrix - matrix.T).max())
-    if not apart <= 1000.0 * float(np.finfo(str(matrix.dtype).removeprefix("torch.")).eps) * size:
+    if not apart <= 1000.0 * float(np.finfo(dtype_name(matrix.dtype)).eps) * size:
         got = f"entries that differ from their mirrors by up to {apart:.1e}"
         raise ValueError(expected("H", "a symmetric matrix", got))
 

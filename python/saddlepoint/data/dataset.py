@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .._native import refuse_mask
 from ..errors import FileFormatError, count, expected, instance, path_of
-from ..vector import float_dtype
+from ..kinds import float_dtype, refuse_mask
 from .idx import read_idx_folder
 from .npz import read_npz
 from .streams import MAX_BYTES

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import refuse_mask
 from ..errors import FileFormatError, expected, instance, path_of
+from ..kinds import refuse_mask
 from ..store import write_file
 
 __all__ = [

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import brief, count, expected, flag
+from ..kinds import float_dtype
 from ..norm.batch_norm import check_numbers
-from ..vector import float_dtype
 from ..vector import generator as make_generator
 from . import init
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import refuse_mask
 from ..errors import expected
+from ..kinds import refuse_mask
 
 __all__ = ["CrossEntropy", "Loss", "MeanSquaredError"]
 

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._native import check_array, module_of
-from .._native import module as module_for
 from ..errors import brief, count, expected, flag, instance, number, number_from_0, one_of
-from ..vector import ArrayLike, Vector, gather
-from .arrays import channel_like, dense_like, double_table, octets, row_of, stacked
+from ..kinds import ArrayLike, check_array, kind_of, module_of
+from ..vector import copy, gather
+from .arrays import channel_dtype, channel_like, dense_like, double_table, octets, row_of, stacked
 
 __all__ = [
     "Moments",
@@ -135,10 +134,7 @@ class Saved:
 
     def _row(self, k: int) -> ArrayLike:
         row = row_of(self.statistics, k)
-        dtype = channel_like(self.x, 0).dtype
-        if isinstance(row, Vector):
-            return Vector.from_numpy(gather(row).astype(dtype), row.device)
-        return row.to(dtype) if hasattr(row, "to") else row.astype(dtype)
+        return kind_of(row).astype(row, channel_dtype(self.x))
 
     @property
     def _layer(self) -> tuple[Any, ...]:
@@ -161,12 +157,6 @@ class Saved:
     @property
     def _groups(self) -> int:
         return int(self.statistics.shape[1])
-
-
-def _module(x: ArrayLike) -> ModuleType:
-    if type(x) is np.ndarray or getattr(x, "is_cpu", False):
-        return module_for("cpu")
-    return module_of(x)
 
 
 def _axis(layout: str, x: ArrayLike) -> int:
@@ -348,7 +338,7 @@ def batch_norm(
     if running_mean is None and (not training or renorm is not None):
         where = "in renormalization" if training else "in evaluation"
         raise ValueError(expected("running_mean", f"an array {where}", None))
-    module = _module(x)
+    module = module_of(x)
     axis = _axis(layout, x)
     rows = int(x.shape[0])
     sub = ghost if training and ghost is not None and ghost < rows else 0
@@ -437,7 +427,7 @@ def batch_norm_backward(
     dx = dense_like(saved.x) if out is None else out
     dweight, dbias = _gradients(saved)
     dresidual = dense_like(saved.x) if saved.has_residual else None
-    function, layer, weighs = _module(saved.x).batch_norm_backward, saved._layer, saved._weighs
+    function, layer, weighs = module_of(saved.x).batch_norm_backward, saved._layer, saved._weighs
     if reduce is None:
         function(layer, (None, weighs, _ALL), dy, dx, dresidual, dweight, dbias)
     else:
@@ -464,7 +454,7 @@ def batch_norm_tangent(
     """
     _check_saved(saved, reduce)
     yt = dense_like(saved.x)
-    function, layer, weighs = _module(saved.x).batch_norm_tangent, saved._layer, saved._weighs
+    function, layer, weighs = module_of(saved.x).batch_norm_tangent, saved._layer, saved._weighs
     along = (x_tangent, weight_tangent, bias_tangent, residual_tangent)
     if reduce is None:
         function(layer, (None, weighs, _ALL), *along, yt)
@@ -509,7 +499,7 @@ def batch_norm_second_tangent(
     """
     _check_saved(saved, reduce)
     result = dense_like(saved.x)
-    function, layer = _module(saved.x).batch_norm_second_tangent, saved._layer
+    function, layer = module_of(saved.x).batch_norm_second_tangent, saved._layer
     weighs = saved._weighs
     along = (
         x_tangent, weight_tangent, bias_tangent, residual_tangent,
@@ -535,22 +525,22 @@ def _second(
 ) -> tuple[ArrayLike, ArrayLike]:
     """Fills the outputs (dx', dresidual', y'); gives (dweight', dbias')."""
     dweight_t, dbias_t = _gradients(saved)
-    function, layer, weighs = _module(saved.x).batch_norm_second, saved._layer, saved._weighs
+    function, layer, weighs = module_of(saved.x).batch_norm_second, saved._layer, saved._weighs
     given = (*along, dy, dy_tangent)
     if reduce is None:
         function(layer, (None, weighs, _ALL), *given, *outputs, dweight_t, dbias_t)
         return dweight_t, dbias_t
-    if isinstance(saved.x, Vector):
+    if not kind_of(saved.x).arithmetic:
         raise TypeError(expected("reduce", "None for a Vector, which has no arithmetic", "one"))
     nothing = (None,) * 5
     sums = double_table(saved.x, 7, saved._groups, saved._channels)
     function(layer, (sums, weighs, _SUMS), *given, *nothing)
-    own = _copy(sums)
+    own = copy(sums)
     reduce(sums)
     if saved.activation in ("gelu", "tanh"):
         function(layer, (sums, weighs, _MORE_SUMS), *given, *nothing)
         own[5:] = sums[5:]
-        more = _copy(sums[5:])
+        more = copy(sums[5:])
         reduce(more)
         sums[5:] = more
     function(layer, (sums, weighs, _APPLY), *given, *outputs, None, None)
@@ -564,10 +554,6 @@ def _second(
     dweight_t[:] = product.sum(0)
     dbias_t[:] = shift.sum(0)
     return dweight_t, dbias_t
-
-
-def _copy(x: ArrayLike) -> ArrayLike:
-    return x.clone() if hasattr(x, "clone") else x.copy()
 
 
 def batch_norm_backward_tangent(
@@ -641,7 +627,7 @@ def batch_norm_statistics(x: ArrayLike, layout: str = "NCHW") -> Moments:
     axis = _axis(layout, x)
     channels = int(x.shape[axis])
     table = double_table(x, 2, 1, channels)
-    _module(x).batch_norm_moments(x, axis, table)
+    module_of(x).batch_norm_moments(x, axis, table)
     count = 1
     for a, n in enumerate(x.shape):
         if a != axis:
@@ -669,8 +655,9 @@ def combine(parts: Sequence[tuple[int, ArrayLike, ArrayLike]]) -> Moments:
         raise TypeError(expected("parts", "a list of Moments", brief(parts)))
     if not parts:
         raise ValueError(expected("parts", "at least one", "none"))
-    device = parts[0][1].device if isinstance(parts[0][1], Vector) else None
-    if device is not None:
+    like = parts[0][1]
+    on_host = not kind_of(like).arithmetic
+    if on_host:
         parts = [(elements, gather(mean), gather(m2)) for elements, mean, m2 in parts]
     total, mean, m2 = 0, parts[0][1] * 0.0, parts[0][2] * 0.0
     for elements, part_mean, part_m2 in parts:
@@ -681,8 +668,8 @@ def combine(parts: Sequence[tuple[int, ArrayLike, ArrayLike]]) -> Moments:
         distance = part_mean - mean
         mean = mean + distance * (elements / total)
         m2 = m2 + part_m2 + distance * distance * (elements * (total - elements) / total)
-    if device is not None:
-        mean, m2 = Vector.from_numpy(mean, device), Vector.from_numpy(m2, device)
+    if on_host:
+        mean, m2 = (kind_of(like).from_host(moment, like) for moment in (mean, m2))
     return Moments(total, mean, m2)
 
 
@@ -714,7 +701,7 @@ def batch_norm_apply(
     """
     check_activation(activation, negative_slope)
     axis = _axis(layout, x)
-    module = _module(x)
+    module = module_of(x)
     _check_rows(x, axis, mean=mean, r=r)
     elements = number_from_0("count", count)
     table = stacked(x, mean, r)
@@ -739,7 +726,7 @@ def batch_norm_backward_reduce(dy: ArrayLike, saved: Saved) -> tuple[ArrayLike, 
     """
     _check_saved(saved)
     sums = double_table(saved.x, 2, saved._groups, saved._channels)
-    function = _module(saved.x).batch_norm_backward
+    function = module_of(saved.x).batch_norm_backward
     function(saved._layer, (sums, saved._weighs, _SUMS), dy, None, None, None, None)
     return row_of(sums, 0), row_of(sums, 1)
 
@@ -760,6 +747,6 @@ def batch_norm_backward_apply(
     dx = dense_like(saved.x) if out is None else out
     dresidual = dense_like(saved.x) if saved.has_residual else None
     weighs = 1.0 / count if saved.training and count else 0.0
-    function = _module(saved.x).batch_norm_backward
+    function = module_of(saved.x).batch_norm_backward
     function(saved._layer, (sums, weighs, _APPLY), dy, dx, dresidual, None, None)
     return dx if dresidual is None else (dx, dresidual)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import module, refuse_mask
+from .._native import module
 from ..errors import expected
+from ..kinds import refuse_mask
 
 __all__ = ["State", "allocate"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import check_array, device_of
 from ..errors import expected, number
-from ..vector import ArrayLike, Vector, copy, gather
+from ..kinds import ArrayLike, check_array, device_of, dtype_name, is_array, kind_of
+from ..vector import gather
 from .arrays import State, allocate
 from .checks import check_params, check_saved, each_once, steps_of
 from .options import Common, Group, Options, state_dtype
@@ -34,7 +34,7 @@ class Optimizer(Rule):
     def _start(self, params: Any, defaults: Group, common: Common) -> None:
         self._options = Options.of(common)
         self.defaults = defaults
-        self._single = hasattr(params, "__dlpack__")
+        self._single = is_array(params)
         if not self._single:
             check_params(params)
         given: list[Any] = [params] if self._single else list(params)
@@ -48,7 +48,7 @@ class Optimizer(Rule):
             if "params" not in group:
                 raise ValueError(expected("params", 'groups with "params"', sorted(group)))
             arrays = group["params"]
-            arrays = [arrays] if hasattr(arrays, "__dlpack__") else list(arrays)
+            arrays = [arrays] if is_array(arrays) else list(arrays)
             self.param_groups.append({**defaults, **group, "params": arrays})
             self._check(self.param_groups[-1])
         flat = [p for group in self.param_groups for p in group["params"]]
@@ -308,13 +308,13 @@ class Optimizer(Rule):
         (params, state)
             New arrays, of the kind given, and what the next step takes.
         """
-        single = hasattr(params, "__dlpack__")
+        single = is_array(params)
         given = [params] if single else list(params)
         for p in given:
             check_array("params", p)
         if len(given) != len(self._plan.params):
             raise ValueError(expected("params", f"{len(self._plan.params)} arrays", len(given)))
-        rest = iter(_writable(p) for p in given)
+        rest = iter(kind_of(p).writable(p) for p in given)
         groups = [
             {**group, "params": [next(rest) for _ in group["params"]]}
             for group in self.param_groups
@@ -323,8 +323,10 @@ class Optimizer(Rule):
         other._start(groups, self.defaults, vars(self._options))  # type: ignore[arg-type]
         if state is not None:
             other.load_state_dict(state)
-        other.step([grads] if hasattr(grads, "__dlpack__") else grads)
-        news = [_like(p, new) for p, new in zip(given, other._plan.params, strict=True)]
+        other.step([grads] if is_array(grads) else grads)
+        news = [
+            kind_of(p).returned(new, p) for p, new in zip(given, other._plan.params, strict=True)
+        ]
         return news[0] if single else news, other.state_dict()
 
 
@@ -334,23 +336,4 @@ def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _host(p: ArrayLike) -> NDArray[Any]:
     """The values on the host; bfloat16, which NumPy lacks, as float32."""
-    if hasattr(p, "detach"):
-        p = p.detach().cpu()
-        p = p.float() if str(p.dtype) == "torch.bfloat16" else p
-        values: NDArray[Any] = p.numpy()
-        return values
-    return gather(p)
-
-
-def _writable(p: ArrayLike) -> ArrayLike:
-    """A copy that may change: of the same kind, or NumPy's where that kind never changes."""
-    if hasattr(p, "detach"):
-        return p.detach().clone()
-    return copy(p) if isinstance(p, Vector) else np.array(p)
-
-
-def _like(p: ArrayLike, new: ArrayLike) -> Any:
-    """``new`` as the kind of array that ``p`` is."""
-    if isinstance(new, np.ndarray) and not isinstance(p, np.ndarray):
-        return p.__array_namespace__().asarray(new)
-    return new
+    return gather(kind_of(p).astype(p, np.float32) if dtype_name(p.dtype) == "bfloat16" else p)

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._native import module
 from ..errors import expected, number
+from ..kinds import is_array
 from .options import Group, Options
 from .rules import Rule
 
@@ -70,7 +71,7 @@ class Plan:
         device_rate = False
         for group, names in zip(groups, self.names, strict=True):
             lr = group["lr"]
-            tensor = hasattr(lr, "__dlpack__")
+            tensor = is_array(lr)
             device_rate = device_rate or tensor
             rates += [lr if tensor else None] * 2
             decay = number("weight_decay", group.get("weight_decay", 0.0))

@@ -20,7 +20,8 @@ from .. import nn, norm, optim
 from ..curvature import eigsh, hessian
 from ..data import Dataset
 from ..errors import count, expected, instance
-from ..objective import NetworkObjective, Objective
+from ..nn.objective import NetworkObjective
+from ..objective import Objective
 from ..train import Fit, accuracy, fit, predict
 from ..vector import ArrayLike, axpy, copy, dot
 from ..vector import norm as length

@@ -17,8 +17,8 @@ from torch._compile import _disable_dynamo
 from torch.autograd.graph import increment_version
 from torch.nn.parameter import is_lazy
 
-from ..._native import device_of
 from ...errors import brief, expected, instance, number
+from ...kinds import device_of
 from ...optim.arrays import allocate
 from ...optim.checks import check_params, check_saved, each_once, steps_of
 from ...optim.options import Common, Group, Options, state_dtype
