@@ -167,9 +167,11 @@ def home(path: Path) -> str:
 
 
 # What each part may take from the package; those not listed are free, but for the roof.
-ANALYSIS = {"errors", "vector", "objective", "progress", "_native"}
+ANALYSIS = {"errors", "vector", "objective", "progress", "results", "_native"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "store": {"errors"},
+    "results": {"store"},
     "_native": {"_core", "_cuda", "errors"},
     "vector": {"_native", "errors"},
     "optim": {"_native", "errors", "vector", "optim"},

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,9 +54,14 @@ from .nn import (
 )
 from .objective import NetworkObjective
 from .optim import Optimizer
+from .results import Result, panels
 from .store import check_folder, number, write_folder
 from .train import accuracy, fit, predict
 from .vector import ArrayLike, norm, on_device
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Analysis", "Config", "Run", "analyze", "build_network", "load_run", "train"]
 
@@ -220,7 +225,7 @@ def build_network(
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Result):
     """A finished run.
 
     Attributes
@@ -244,6 +249,17 @@ class Run:
     test_accuracy: float
     state: State | None = None
     data: str | None = None
+
+    _large = frozenset({"params", "state"})
+
+    def __str__(self) -> str:
+        text = f"Training {self.stopped}: {self.history}"
+        measured = not math.isnan(self.test_accuracy)
+        return f"{text}, test accuracy {self.test_accuracy:.2%}." if measured else f"{text}."
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """The history."""
+        return self.history.plot(ax)
 
     def save(
         self, folder: str | os.PathLike[str], overwrite: bool = False, keep_others: bool = False
@@ -455,7 +471,7 @@ def _loss(dataset: Dataset) -> Loss:
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Result):
     """The verdict on the point that a run reached.
 
     Attributes
@@ -491,7 +507,16 @@ class Analysis:
         return self.standing.cure
 
     def __str__(self) -> str:
-        return f"{self.verdict}: {self.reason} {self.cure}"
+        return str(self.standing)
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """The eigenvalues, where there are some, and what two steps would take off the loss."""
+        if self.point is None:
+            return self.standing.plot(ax)
+        figure, (left, right) = panels(ax, 1, 2)
+        self.point.plot(left)
+        self.standing.plot(right)
+        return figure
 
 
 def analyze(
