@@ -16,10 +16,10 @@ from .figures import (
     extreme_eigenvalues,
     loss_comparison,
     loss_surface,
-    require,
     training_curves,
 )
 from .page import Panel, Report, Verdict, write, wrote
+from .theme import require
 
 if TYPE_CHECKING:
     from ..demo import Demo
