@@ -42,7 +42,7 @@ def _verdict(run: Run, found: Analysis) -> Verdict:
     point, standing = found.point, found.standing
     evidence = [
         ("gradient norm at the start of training", f"{found.initial_gradient_norm:.3g}"),
-        ("training rows", f"{found.samples}"),
+        ("training rows", found.sample),
     ]
     if point is not None:
         evidence = [
@@ -52,7 +52,7 @@ def _verdict(run: Run, found: Analysis) -> Verdict:
             ("largest eigenvalue", f"{point.lambda_max:.4g} ± {point.residual_max:.0e}"),
             ("second-order stationary to", f"{point.stationarity:.3g}"),
             ("kind of point", point.kind),
-            ("training rows", f"{found.samples}"),
+            ("training rows", found.sample),
             ("Hessian-vector products", f"{point.products}"),
         ]
     if run.config.optimizer == "sgd" and math.isfinite(standing.edge):
@@ -131,6 +131,8 @@ def write_analysis(run: Run, found: Analysis, folder: str | os.PathLike[str]) ->
         Panel("training", "How training went", "", training_curves(run.history)),
     ]
     command = f"saddlepoint analyze RUN --samples {found.samples}"
+    if found.samples < found.rows:
+        command += f" --seed {found.seed}"
     report = Report(
         "What training reached",
         _network(run),

@@ -52,6 +52,7 @@ def loss_comparison(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from saddlepoint.report import caption
     >>> x = np.arange(3)
     >>> figure = loss_comparison({"plain": (x, np.ones(3)), "escape": (x, 1 / (1 + x))}, "update")
