@@ -33,7 +33,9 @@ from saddlepoint.report import (
     training_curves,
     write,
 )
+from saddlepoint.report.panels import PANELS, panels_of
 from saddlepoint.report.theme import DARK, LIGHT
+from saddlepoint.runs import Config, analyze, train
 from saddlepoint.surfaces import Saddle
 
 HOSTILE = "<b>{0}</b>{x}</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -501,3 +503,14 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (f"the report needs {missing}: pip install 'saddlepoint[report]'")
+
+
+def test_a_page_has_the_panels_of_its_results_that_there_is_something_to_draw_for() -> None:
+    """What blew up has no eigenvalues: `find` gives None, and the panel is left out."""
+    run = train(Config(layers=(64, 6, 10), epochs=1), show_progress=False)
+    found = analyze(run, samples=60, show_progress=False)
+    entries = [entry for result in (found, run) for entry in PANELS[type(result)]]
+    shown = panels_of(found, run)
+    assert [(panel.id, panel.title) for panel in shown] == [(e.id, e.title) for e in entries]
+    assert shown[0].words == caption(extreme_eigenvalues(found.point))
+    assert [panel.id for panel in panels_of(replace(found, point=None), run)] == ["training"]
