@@ -167,9 +167,11 @@ def home(path: Path) -> str:
 
 
 # What each part may take from the package; those not listed are free, but for the roof.
-ANALYSIS = {"errors", "kinds", "vector", "objective", "progress"}
+ANALYSIS = {"errors", "kinds", "vector", "objective", "progress", "results"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "store": {"errors"},
+    "results": {"store"},
     "_native": {"_core", "_cuda", "errors"},
     "kinds": {"_native", "errors"},
     "vector": {"kinds", "errors"},
