@@ -17,7 +17,7 @@ Array = NDArray[Any]
 # The oracle's work is small: threads of its own would only wait for each other.
 torch.set_num_threads(1)
 
-ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity)
+ACTIVATIONS = (*nn.ACTIVATIONS.values(), nn.Identity)
 
 
 def random_network(
@@ -32,7 +32,7 @@ def random_network(
         if batch_norm:
             eps = float(rng.choice([1e-5, 1e-3, 0.1]))
             children.append(nn.BatchNorm(wider, eps=eps, affine=bool(rng.integers(4))))
-        children.append(ACTIVATIONS[rng.integers(4)]())
+        children.append(ACTIVATIONS[rng.integers(len(ACTIVATIONS))]())
         width = wider
     if batch_norm and rng.integers(2):
         children.insert(0, nn.BatchNorm(inputs))
@@ -100,9 +100,10 @@ def to_torch(layer: nn.Layer) -> torch.nn.Module:
         return torch.nn.Linear(layer.in_features, layer.out_features, layer.bias)
     if isinstance(layer, nn.BatchNorm):
         return torch.nn.BatchNorm1d(layer.num_features, layer.eps, layer.momentum, layer.affine)
-    kinds: dict[str, type[torch.nn.Module]]
-    kinds = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "sigmoid": torch.nn.Sigmoid}
-    return kinds.get(layer.kind, torch.nn.Identity)()
+    if isinstance(layer, nn.LeakyReLU):
+        return torch.nn.LeakyReLU(layer.negative_slope)
+    made: torch.nn.Module = getattr(torch.nn, type(layer).__name__)()  # of the same name
+    return made
 
 
 class TorchLoss:

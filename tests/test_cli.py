@@ -72,15 +72,23 @@ def test_train_writes_what_analyze_reads(run_folder: Path) -> None:
     assert (run_folder.parent / "page" / "index.html").stat().st_size > 100_000
 
 
-def test_the_command_is_the_call(run_folder: Path) -> None:
+def test_the_command_is_the_call(run_folder: Path, tmp_path: Path) -> None:
     loaded = load_run(run_folder)
     again = train(loaded.config)
     np.testing.assert_array_equal(again.params.theta, loaded.params.theta)
     np.testing.assert_array_equal(again.params.buffers, loaded.params.buffers)
     np.testing.assert_array_equal(again.history.loss, loaded.history.loss)
-    found = analyze(loaded, samples=40)
+    found = analyze(loaded, samples=40, seed=2)
     assert found.samples == 40
     assert found.point.exact
+    asked = ("analyze", str(run_folder), "--samples", "40", "--seed", "2", "--out", "page")
+    done = saddlepoint(*asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert found.reason in done.stdout
+    assert "Training rows: 40 of 80, drawn with seed 2." in done.stdout
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "40 of 80, drawn with seed 2" in page
+    assert "saddlepoint analyze RUN --samples 40 --seed 2" in page
 
 
 def test_regression_and_images_and_csv(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def test_second_order_stationarity(rho: float, scale: float) -> None:
     assert_allclose(even.lipschitz, 0.03 * scale, rtol=1e-10)
     flat = sp.classify(Saddle(), np.zeros(2))  # its negative curvature is the same everywhere
     assert (flat.lipschitz, flat.stationarity) == (0.0, np.inf)
-    assert flat.to_dict()["stationarity"] is None
+    assert flat.to_dict()["stationarity"] == "inf"
 
 
 NONSENSE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -421,7 +421,7 @@ def test_to_dict_is_json_and_str_is_a_sentence() -> None:
         plain = json.loads(json.dumps(point.to_dict(), allow_nan=False))
         assert plain["kind"] == point.kind == kind
         assert plain["eigenvalues"] == point.eigenvalues.tolist()
-        assert set(point.__dataclass_fields__) - set(plain) == {"direction", "direction_max"}
+        assert plain["direction"] == {"shape": [point.size], "dtype": "float64"}
         article = "a " if kind in ("saddle", "minimum", "maximum") else ""
         text = str(point)
         assert text.startswith(f"This point is {article}{kind}. ‖g‖ = ")

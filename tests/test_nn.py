@@ -35,6 +35,8 @@ LAYERS: dict[str, tuple[Callable[[int], nn.Layer], bool]] = {
     "batch-norm-frozen": (lambda c: nn.BatchNorm(c), True),
     "batch-norm-plain-frozen": (lambda c: nn.BatchNorm(c, affine=False), True),
     "relu": (lambda c: nn.ReLU(), False),
+    "leaky-relu": (lambda c: nn.LeakyReLU(), False),
+    "gelu": (lambda c: nn.GELU(), False),
     "tanh": (lambda c: nn.Tanh(), False),
     "sigmoid": (lambda c: nn.Sigmoid(), False),
     "identity": (lambda c: nn.Identity(), False),
@@ -427,3 +429,24 @@ def test_a_network_beyond_all_memory_says_how_much_it_needs(width: int) -> None:
         MemoryError, match=f"^init: {width**2} parameters need {8 * width**2} bytes"
     ):
         net.init(0)
+
+
+EDGES = [*(kind() for kind in nn.ACTIVATIONS.values()), nn.LeakyReLU(0.3), nn.LeakyReLU(-0.5)]
+
+
+@pytest.mark.parametrize("layer", EDGES, ids=repr)
+def test_an_activation_at_its_edges_is_pytorchs(layer: nn.Layer) -> None:
+    """Signed zeros, the kink, infinities and NaN: value and slope."""
+    x = np.array([[0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan]])
+    at = Map(layer, False, np.empty(0), *x.shape, x.ravel())
+    z = torch.tensor(x.ravel(), requires_grad=True)
+    y = to_torch(layer)(z)
+    y.backward(torch.ones_like(y))
+    assert z.grad is not None
+    # PyTorch's GELU has NaN at −∞, and smooth slopes ∞·0 at either; ours have the limit.
+    same = np.isfinite(x.ravel()) | (layer.kind in ("relu", "leaky_relu"))
+    value, slope = at.value(), at.pull_back(np.ones(x.size))
+    np.testing.assert_allclose(value[same], y.detach().numpy()[same], rtol=1e-12)
+    np.testing.assert_allclose(slope[same], z.grad.numpy()[same], rtol=1e-12)
+    assert np.array_equal(np.signbit(value[:2]), np.signbit(y.detach().numpy()[:2]))
+    assert np.isnan(value[-1])

@@ -42,7 +42,7 @@ def files(path: Path) -> set[str]:
         return {m.name.partition("/")[2] for m in archive if not m.isdir()}
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="an sdist has no list to compare with")
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="an sdist has no list of its files")
 def test_the_sdist_is_the_repository_less_what_is_stated(tmp_path: Path) -> None:
     path = sdist(ROOT, tmp_path / "out")
     listing = output("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")

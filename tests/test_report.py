@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,9 @@ import pytest
 from matplotlib.image import imread
 
 from browser import Browser
+from saddlepoint.critical import CriticalPoint, Escape, classify
+from saddlepoint.history import History
+from saddlepoint.landscape import Slice2D
 from saddlepoint.report import (
     Panel,
     Report,
@@ -29,19 +33,23 @@ from saddlepoint.report import (
     training_curves,
     write,
 )
-from saddlepoint.report.figures import DARK, LIGHT
+from saddlepoint.report.panels import PANELS, panels_of
+from saddlepoint.report.theme import DARK, LIGHT
+from saddlepoint.runs import Config, analyze, train
+from saddlepoint.surfaces import Saddle
 
 HOSTILE = "<b>{0}</b>{x}</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 # Plotly's WebGL text asks Chromium to read a canvas back; this is advice about speed
 ADVICE = "willReadFrequently"
 
 
-def history(updates: int = 600, **changes: Any) -> SimpleNamespace:
+def history(updates: int = 600, **changes: Any) -> History:
     """A plateau, then a fall, as at a saddle."""
     rng = np.random.default_rng(0)
     step = np.arange(1, updates + 1)
     loss = 0.25 + 2.05 / (1 + np.exp((step - updates / 2) / (updates / 30)))
-    epochs = step[updates // 10 - 1 :: updates // 10]
+    every = max(1, updates // 10)
+    epochs = step[every - 1 :: every]
     values = {
         "step": step,
         "loss": loss * np.exp(0.05 * rng.standard_normal(updates)),
@@ -50,13 +58,17 @@ def history(updates: int = 600, **changes: Any) -> SimpleNamespace:
         "train_loss": loss[epochs - 1],
         "validation_loss": loss[epochs - 1] + 0.05,
         "validation_accuracy": 1 - loss[epochs - 1] / 2.6,
+        "learning_rate": np.full(updates, 0.1),
+        "seconds": np.ones(len(epochs)),
     }
-    return SimpleNamespace(**values | changes)
+    return History(**values | changes)
 
 
-def point(values: Any, residuals: Any, tolerance: float = 1e-4) -> SimpleNamespace:
-    return SimpleNamespace(
-        kind="saddle",
+def point(values: Any, residuals: Any, tolerance: float = 1e-4) -> CriticalPoint:
+    """A saddle of 25450 parameters with eigenvalues of one's own."""
+    known = classify(Saddle(), np.zeros(2))
+    return replace(
+        known,
         gradient_norm=3e-6,
         tolerance=tolerance,
         size=25450,
@@ -66,10 +78,12 @@ def point(values: Any, residuals: Any, tolerance: float = 1e-4) -> SimpleNamespa
     )
 
 
-def escape(**changes: Any) -> SimpleNamespace:
+def escape(**changes: Any) -> Escape:
     """Down the x axis of x⁴/4 − x² + y², whose lowest points are at ±√2."""
     s = np.linspace(-1.8, 1.8, 91)
-    values = {
+    values: dict[str, Any] = {
+        "theta": np.array([2**0.5, 0.0]),
+        "direction": np.array([1.0, 0.0]),
         "eigenvalue": -2.0,
         "residual": 1e-8,
         "step": 2**0.5,
@@ -80,16 +94,18 @@ def escape(**changes: Any) -> SimpleNamespace:
         "steps": s,
         "losses": s**4 / 4 - s**2,
         "gradient": 1e-9,
+        "evaluations": 91,
+        "products": 4,
     }
-    return SimpleNamespace(**values | changes)
+    return Escape(**values | changes)
 
 
-def saddle(path: Any = None, **changes: Any) -> SimpleNamespace:
+def saddle(path: Any = None, **changes: Any) -> Slice2D:
     """The surface α⁴/4 − α² + β²."""
     alphas, betas = np.linspace(-1.5, 1.5, 41), np.linspace(-1, 1, 31)
     losses = (alphas**4 / 4 - alphas**2)[:, None] + betas**2
     values = {"alphas": alphas, "betas": betas, "losses": losses, "labels": ("down", "up")}
-    return SimpleNamespace(**values | {"path": path} | changes)
+    return Slice2D(**values | {"path": path} | changes)
 
 
 def report(**changes: Any) -> Report:
@@ -239,17 +255,15 @@ def test_the_verdict_comes_first_and_is_the_largest(browser: Browser, page: Path
 def test_the_best_epochs_are_told_of() -> None:
     losses, shares = [0.9, 0.5, 0.7], [0.25, 0.875, 0.5]
     curves = history(30, epoch_step=[10, 20, 30], train_loss=[0.9, 0.6, 0.4])
-    figure = training_curves(
-        SimpleNamespace(**vars(curves) | {"validation_loss": losses, "validation_accuracy": shares})
-    )
+    figure = training_curves(replace(curves, validation_loss=losses, validation_accuracy=shares))
     assert "The validation loss is lowest, 0.5, after update 20." in caption(figure)
     assert "The best validation accuracy is 87.5%." in caption(figure)
 
 
 @pytest.mark.parametrize(("least", "kind"), [(1.0, "linear"), (0.02, "linear"), (0.0199, "log")])
 def test_an_axis_is_logarithmic_over_more_than_a_factor_of_fifty(least: float, kind: str) -> None:
-    curves = SimpleNamespace(
-        step=[1, 2, 3], loss=[1.0, 0.5, least], gradient_norm=[1.0] * 3, epoch_step=[3],
+    curves = history(
+        3, step=[1, 2, 3], loss=[1.0, 0.5, least], gradient_norm=[1.0] * 3, epoch_step=[3],
         train_loss=[0.5], validation_loss=[0.5], validation_accuracy=[np.nan],
     )  # fmt: skip
     figure: Any = training_curves(curves)
@@ -489,3 +503,14 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (f"the report needs {missing}: pip install 'saddlepoint[report]'")
+
+
+def test_a_page_has_the_panels_of_its_results_that_there_is_something_to_draw_for() -> None:
+    """What blew up has no eigenvalues: `find` gives None, and the panel is left out."""
+    run = train(Config(layers=(64, 6, 10), epochs=1), show_progress=False)
+    found = analyze(run, samples=60, show_progress=False)
+    entries = [entry for result in (found, run) for entry in PANELS[type(result)]]
+    shown = panels_of(found, run)
+    assert [(panel.id, panel.title) for panel in shown] == [(e.id, e.title) for e in entries]
+    assert shown[0].words == caption(extreme_eigenvalues(found.point))
+    assert [panel.id for panel in panels_of(replace(found, point=None), run)] == ["training"]

@@ -365,3 +365,29 @@ def test_digits_take_no_options() -> None:
     assert {f.name for f in fields(Config)} >= {"label", "test"}
     with pytest.raises(ValueError, match="label: expected none for digits, got 0"):
         Config(label=0).load_data()
+
+
+def test_an_analysis_takes_a_stated_random_subset_in_float64(tmp_path: Path) -> None:
+    """Sorted by class, as files often are: the first rows would show one class alone."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((200, 3)).astype(np.float32), np.repeat([0, 1], 100)
+    np.savez(tmp_path / "sorted.npz", x=x, y=y)
+    config = Config(data=str(tmp_path / "sorted.npz"), layers=(3, 2), epochs=1, batch_norm=False)
+    done = train(config, False)
+    found = runs.analyze(done, samples=50, seed=3)
+    rows = np.sort(np.random.default_rng(3).choice(200, 50, replace=False))
+    assert {*y[rows].tolist()} == {0, 1}
+    # softmax cross-entropy of a linear layer, in NumPy
+    theta = done.params.theta.astype(np.float64)
+    outputs = x[rows].astype(np.float64) @ theta[:6].reshape(2, 3).T + theta[6:]
+    wanted = np.log(np.exp(outputs).sum(axis=1)) - outputs[np.arange(50), y[rows]]
+    assert found.point is not None
+    np.testing.assert_allclose(found.point.loss, wanted.mean(), rtol=1e-14)
+    assert found.objective.dtype == np.float64
+    assert_array_equal(found.theta, theta)
+    assert (found.samples, found.rows, found.seed) == (50, 200, 3)
+    assert "50 of 200, drawn with seed 3" in str(found)
+    assert runs.analyze(done, samples=50, seed=4).point.loss != found.point.loss
+    assert runs.analyze(done, samples=200).sample == "all 200"
+    with pytest.raises(ValueError, match="seed: expected at least 0, got -1"):
+        runs.analyze(done, seed=-1)

@@ -116,6 +116,13 @@ def test_drift_is_the_wasserstein_distance_in_deviations(rng: np.random.Generato
         for one, two in pairwise(values)
     ]
     assert_allclose(study._drift(values), wanted, rtol=1e-12)
+    # A unit of one value has no deviation to measure by: it counts as still, whatever comes next.
+    values[0, :, 0] = 1.0
+    others = [
+        wasserstein_distance(a, b) / a.std()
+        for a, b in zip(values[0, :, 1:].T, values[1, :, 1:].T, strict=True)
+    ]
+    assert_allclose(study._drift(values)[0], sum(others) / 4, rtol=1e-12)
 
 
 @seeds

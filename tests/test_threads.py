@@ -154,7 +154,6 @@ ways = {
     "memory of states": states,
     "memory of copies": lambda: new(copies[0]),
     "memory of parameters": each(new),
-    "gradients": each(lambda p: setattr(p, "grad", None)),
     "memory of gradients": each(lambda p: None if (g := p.grad) is None else new(g)),
     "loaded": lambda: optimizer.load_state_dict(optimizer.state_dict()),
 }
@@ -186,7 +185,11 @@ for name, way in ways.items():
 
 @pytest.mark.parametrize("size", [1000, 1_000_000])
 def test_what_a_step_works_on_is_replaced_meanwhile(size: int) -> None:
-    """By its owner, who holds no lock: the memory stays until the step is over."""
+    """By its owner, who holds no lock: the memory stays until the step is over.
+
+    Gradients themselves are not replaced: where one thread sets ``p.grad`` that another reads,
+    PyTorch 2.13 at times ends the process, without an optimizer too.
+    """
     done = subprocess.run(
         [sys.executable, "-c", MEDDLED, str(size)], capture_output=True, text=True, timeout=300
     )

@@ -263,6 +263,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "strided torch": (lambda: vector.norm(torch.ones(4)[::2]), ValueError, "x: expected a C-"),
     "fortran": (lambda: vector.norm(ones((2, 3)).T), ValueError, "x: expected a C-contiguous"),
+    "as many, otherwise": (
+        lambda: vector.dot(ones((2, 3)), ones((3, 2))),
+        ValueError,
+        r"y: expected shape \(2, 3\), got \(3, 2\)",
+    ),
     "read-only y": (
         lambda: vector.axpy(1.0, ones(2), read_only(2)),
         ValueError,

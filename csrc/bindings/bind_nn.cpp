@@ -3,6 +3,7 @@
 
 #include "bindings/array.hpp"
 #include "bindings/bind.hpp"
+#include "core/activation.hpp"
 #include "nn/network.hpp"
 
 SP_BEGIN
@@ -24,6 +25,7 @@ LayerSpec layer_spec(const py::dict& d) {
     take("eps", s.eps);
     take("momentum", s.momentum);
     take("cumulative", s.cumulative);
+    take("negative_slope", s.negative_slope);
     if (d.contains("children")) {
         for (const auto& child : d["children"]) {
             s.children.push_back(layer_spec(py::cast<py::dict>(child)));
@@ -263,6 +265,9 @@ void bind_nn(py::module_& m) {
         .def(py::init<>());
     bind_pass<float>(m, "Pass_float32");
     bind_pass<double>(m, "Pass_float64");
+#define SP_NAME(A) A::name,
+    m.attr("activations") = py::cast(std::vector<std::string>{SP_ACTIVATIONS(SP_NAME)});
+#undef SP_NAME
 }
 
 SP_END

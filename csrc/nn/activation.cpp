@@ -11,14 +11,14 @@ namespace {
 template <class A, class T>
 class Activation final : public Layer<T> {
    public:
-    Activation(Plan<T>& plan, Signal<T>* input) : plan_(plan), x_(*input) {
+    Activation(A a, Plan<T>& plan, Signal<T>* input) : a_(a), plan_(plan), x_(*input) {
         this->output = plan.signal(x_.columns, true);
         plan.values.add(slope_, plan.rows * x_.columns);
         if (curved()) plan.values.add(curvature_, plan.rows * x_.columns);
     }
 
     void forward(const Context& context) override {
-        map<pointwise::Activate<A, T>>(context, {}, extent(1),
+        map<pointwise::Activate<A, T>>(context, {a_}, extent(1),
                                        {all(y().value), all(slope_), all(x_.value)});
     }
     void backward(const Context& context) override {
@@ -26,7 +26,7 @@ class Activation final : public Layer<T> {
         map<pointwise::Multiply<T>>(context, {}, extent(1),
                                     {all(x_.gradient), all(slope_), all(y().gradient)});
         if (curved()) {
-            map<pointwise::Curve<A, T>>(context, {}, extent(1),
+            map<pointwise::Curve<A, T>>(context, {a_}, extent(1),
                                         {all(curvature_), all(x_.value), all(y().gradient)});
         }
     }
@@ -60,17 +60,29 @@ class Activation final : public Layer<T> {
     Operand<T> all(const T* x) const { return shared(x, x_.columns); }
     Operand<T> each_of(const T* x) const { return each(x, plan_.rows, x_.columns); }
 
+    A a_;
     Plan<T>& plan_;
     Signal<T>& x_;
     T *slope_ = nullptr, *curvature_ = nullptr;
 };
 
+template <class A>
+A with(const LayerSpec&) {
+    return {};
+}
+template <>
+LeakyReLU with<LeakyReLU>(const LayerSpec& spec) {
+    return {spec.negative_slope};
+}
+
 }  // namespace
 
 template <class T>
 std::unique_ptr<Layer<T>> make_activation(const LayerSpec& spec, Plan<T>& plan, Signal<T>* input) {
-#define SP_MAKE(A) \
-    if (spec.kind == A::name) return std::make_unique<Activation<A, T>>(plan, input);
+#define SP_MAKE(A)                                                             \
+    if (spec.kind == A::name) {                                                \
+        return std::make_unique<Activation<A, T>>(with<A>(spec), plan, input); \
+    }
     SP_ACTIVATIONS(SP_MAKE)
 #undef SP_MAKE
     throw std::invalid_argument("kind: expected the name of a layer, got " + spec.kind);

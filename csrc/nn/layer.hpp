@@ -32,6 +32,7 @@ struct LayerSpec {
     bool bias = true, affine = true;
     double eps = 1e-5, momentum = 0.1;
     bool cumulative = false;  // instead of momentum: the average of all batches
+    double negative_slope = 0.01;
     std::vector<LayerSpec> children;
 };
 

@@ -1,7 +1,7 @@
 // The elementwise functions of the layers and losses, and the list that instantiates them.
 #pragma once
 
-#include "nn/activation.hpp"
+#include "core/activation.hpp"
 #include "ops/map.hpp"
 
 SP_BEGIN
@@ -36,9 +36,10 @@ template <class A, class T>
 struct Activate {
     using scalar = T;
     static constexpr int arity = 3;
+    A a;
     SP_HD void operator()(T& y, T& slope, const T& x) const {
-        y = A::value(x);
-        slope = A::slope(x);
+        y = a.value(x);
+        slope = a.slope(x);
     }
 };
 
@@ -47,8 +48,9 @@ template <class A, class T>
 struct Curve {
     using scalar = T;
     static constexpr int arity = 3;
+    A a;
     SP_HD void operator()(T& curvature, const T& x, const T& dy) const {
-        curvature = A::slope(Dual<T>{x, T(1)}).tangent * dy;
+        curvature = a.slope(Dual<T>{x, T(1)}).tangent * dy;
     }
 };
 

@@ -8,52 +8,7 @@
 // the channel are known, so a function takes ready coefficients; norm/coefficients.hpp has them.
 #pragma once
 
-#include <type_traits>
-
-#include "core/math.hpp"
-
-namespace saddlepoint {
-
-template <class T>
-SP_HD bool positive(T x) {
-    return x > T(0);
-}
-template <class T>
-SP_HD bool negative(T x) {
-    return x < T(0);
-}
-template <class T>
-SP_HD bool at_most_zero(T x) {
-    return x <= T(0);
-}
-template <class T>
-SP_HD T select(bool which, T a, T b) {
-    return which ? a : b;
-}
-template <class T, class F>
-SP_HD T per_lane(T x, const F& f) {
-    return f(x);
-}
-
-// The scalar of a number or pack, and a constant as one of those.
-template <class V, class = void>
-struct LaneOf {
-    using type = V;
-    static SP_HD V all(double x) { return V(x); }
-};
-template <class V>
-struct LaneOf<V, std::void_t<typename V::scalar>> {
-    using type = typename V::scalar;
-    static SP_HD V all(double x) { return V::all(type(x)); }
-};
-template <class V>
-using lane_of = typename LaneOf<V>::type;
-template <class V>
-SP_HD V all(double x) {
-    return LaneOf<V>::all(x);
-}
-
-}  // namespace saddlepoint
+#include "core/activation.hpp"
 
 SP_BEGIN
 
@@ -68,8 +23,9 @@ struct Setting {
     bool tanh = false;  // of the smooth ones
 };
 
-// An activation gives its value, a product with its slope, and with its curvature; `z` may stand
-// for its sign alone where `piecewise_linear`. Its gate is a number of that sign.
+// Of an activation's argument: the value, a product with the slope, and with the curvature; `z` may
+// stand for its sign alone where `piecewise_linear`. The gate is a number of that sign.
+
 struct None {
     static constexpr bool piecewise_linear = true;
     template <class V>
@@ -86,11 +42,11 @@ struct None {
     }
 };
 
-struct ReLU {
+struct Rectified {
     static constexpr bool piecewise_linear = true;
     template <class V>
     static SP_HD V value(const V& z, const Setting&) {
-        return select(negative(z), all<V>(0), z);  // a NaN stays
+        return ReLU{}.value(z);
     }
     template <class V>
     static SP_HD V gate(const V& z, const Setting&) {
@@ -98,23 +54,7 @@ struct ReLU {
     }
     template <class V>
     static SP_HD V times_slope(const V& z, const V& d, const Setting&) {
-        return select(at_most_zero(z), all<V>(0), d);  // 0 at 0 and 1 at a NaN, as PyTorch
-    }
-};
-
-struct LeakyReLU {
-    static constexpr bool piecewise_linear = true;
-    template <class V>
-    static SP_HD V value(const V& z, const Setting& setting) {
-        return select(positive(z), z, all<V>(setting.slope) * z);
-    }
-    template <class V>
-    static SP_HD V gate(const V& z, const Setting&) {
-        return z;
-    }
-    template <class V>
-    static SP_HD V times_slope(const V& z, const V& d, const Setting& setting) {
-        return select(positive(z), d, all<V>(setting.slope) * d);
+        return ReLU{}.times_slope(z, d);
     }
 };
 
@@ -123,20 +63,20 @@ struct Piecewise {
     static constexpr bool piecewise_linear = true;
     template <class V>
     static SP_HD V value(const V& z, const Setting& setting) {
-        return setting.slope == 0.0 ? ReLU::value(z, setting) : LeakyReLU::value(z, setting);
+        return setting.slope == 0.0 ? Rectified::value(z, setting)
+                                    : LeakyReLU{setting.slope}.value(z);
     }
     template <class V>
     static SP_HD V gate(const V& z, const Setting& setting) {
-        return setting.slope == 0.0 ? ReLU::gate(z, setting) : z;
+        return setting.slope == 0.0 ? Rectified::gate(z, setting) : z;
     }
     template <class V>
     static SP_HD V times_slope(const V& z, const V& d, const Setting& setting) {
-        return setting.slope == 0.0 ? ReLU::times_slope(z, d, setting)
-                                    : LeakyReLU::times_slope(z, d, setting);
+        return setting.slope == 0.0 ? Rectified::times_slope(z, d, setting)
+                                    : LeakyReLU{setting.slope}.times_slope(z, d);
     }
 };
 
-// A smooth one gives its value and slope on scalars and dual numbers.
 template <class A>
 struct Smooth {
     static constexpr bool piecewise_linear = false;
@@ -161,46 +101,21 @@ struct Smooth {
     struct Value {
         template <class T>
         SP_HD T operator()(T x) const {
-            return A::of(x);
+            return A{}.value(x);
         }
     };
     struct Slope {
         template <class T>
         SP_HD T operator()(T x) const {
-            return A::slope(x);
+            return A{}.slope(x);
         }
     };
     struct Curvature {
         template <class T>
         SP_HD T operator()(T x) const {
-            return A::slope(Dual<T>{x, T(1)}).tangent;
+            return A{}.slope(Dual<T>{x, T(1)}).tangent;
         }
     };
-};
-
-// x Phi(x) (Hendrycks & Gimpel 2016).
-struct GELU : Smooth<GELU> {
-    template <class T>
-    static SP_HD T of(T x) {
-        // 0 where Phi is, also for an infinite x
-        const T p = normal_cdf(x);
-        return p == T(0) ? T(0) : x * p;
-    }
-    template <class N>
-    static SP_HD N slope(N x) {
-        return normal_cdf(x) + x * normal_density(x);
-    }
-};
-
-struct Tanh : Smooth<Tanh> {
-    template <class T>
-    static SP_HD T of(T x) {
-        return tanh(x);
-    }
-    template <class N>
-    static SP_HD N slope(N x) {
-        return tanh_slope(x);
-    }
 };
 
 // Each function: how many arrays it reads and writes, coefficients and sums it has, and a call

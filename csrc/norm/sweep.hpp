@@ -57,7 +57,7 @@ constexpr int coefficients_of(Function function) {
         case Function::tangent_sums: return TangentSums::coefficients;
         case Function::tangent: return Tangent<Piecewise>::coefficients;
         case Function::second_sums: return SecondSums<Piecewise>::coefficients;
-        case Function::more_second_sums: return MoreSecondSums<GELU>::coefficients;
+        case Function::more_second_sums: return MoreSecondSums<Smooth<GELU>>::coefficients;
         case Function::second: return Second<Piecewise>::coefficients;
         case Function::second_tangent_sums: return SecondTangentSums::coefficients;
         default: return SecondTangent<Piecewise>::coefficients;
@@ -69,8 +69,9 @@ constexpr int sums_of(Function function, Activation a) {
         case Function::backward_sums: return BackwardSums<Piecewise>::sums;
         case Function::tangent_sums: return TangentSums::sums;
         case Function::second_sums:
-            return piecewise_linear(a) ? SecondSums<Piecewise>::sums : SecondSums<GELU>::sums;
-        case Function::more_second_sums: return MoreSecondSums<GELU>::sums;
+            return piecewise_linear(a) ? SecondSums<Piecewise>::sums
+                                       : SecondSums<Smooth<GELU>>::sums;
+        case Function::more_second_sums: return MoreSecondSums<Smooth<GELU>>::sums;
         case Function::second_tangent_sums: return SecondTangentSums::sums;
         default: return 0;
     }
@@ -97,8 +98,8 @@ void with_kind(const Sweep& sweep, F&& f) {
     if (s.activation == Activation::relu) s.setting.slope = 0.0;
     s.setting.tanh = s.activation == Activation::tanh;
     switch (s.activation) {
-        case Activation::gelu: return f(s, GELU{});
-        case Activation::tanh: return f(s, Tanh{});
+        case Activation::gelu: return f(s, Smooth<GELU>{});
+        case Activation::tanh: return f(s, Smooth<Tanh>{});
         default: return f(s, Piecewise{});
     }
 }

@@ -31,7 +31,7 @@ struct Called {
     static constexpr bool piecewise_linear = false;
     template <class V>
     static SP_HD V value(const V& z, const Setting& setting) {
-        return setting.tanh ? Tanh::value(z, setting) : GELU::value(z, setting);
+        return setting.tanh ? Smooth<Tanh>::value(z, setting) : Smooth<GELU>::value(z, setting);
     }
     template <class V>
     static SP_HD V gate(const V& z, const Setting&) {
@@ -39,11 +39,13 @@ struct Called {
     }
     template <class V>
     static SP_HD V times_slope(const V& z, const V& d, const Setting& setting) {
-        return setting.tanh ? Tanh::times_slope(z, d, setting) : GELU::times_slope(z, d, setting);
+        return setting.tanh ? Smooth<Tanh>::times_slope(z, d, setting)
+                            : Smooth<GELU>::times_slope(z, d, setting);
     }
     template <class V>
     static SP_HD V curvature(const V& z, const Setting& setting) {
-        return setting.tanh ? Tanh::curvature(z, setting) : GELU::curvature(z, setting);
+        return setting.tanh ? Smooth<Tanh>::curvature(z, setting)
+                            : Smooth<GELU>::curvature(z, setting);
     }
 };
 template <class F>
@@ -58,7 +60,7 @@ template <class F>
 void with_first_order_loop(const Sweep& sweep, F&& f) {
     switch (sweep.activation) {
         case Activation::none: return f(sweep, None{});
-        case Activation::relu: return f(sweep, ReLU{});
+        case Activation::relu: return f(sweep, Rectified{});
         default: return with_loop(sweep, f);
     }
 }

@@ -3,6 +3,7 @@
 from typing import Any
 
 version: str
+activations: list[str]
 rules: dict[str, tuple[int, list[str]]]
 
 def num_threads() -> int: ...

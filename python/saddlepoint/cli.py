@@ -55,6 +55,7 @@ def _app() -> Callable[..., Any]:
 
     from . import __version__
     from .data import DataWarning
+    from .nn import ACTIVATIONS
     from .runs import Config
 
     defaults = Config()
@@ -149,7 +150,7 @@ def _app() -> Callable[..., Any]:
         test: str = field("test", "a file for the test part, or a share of the rows"),
         max_bytes: int = field("max_bytes", "that a file may unfold to"),
         layers: str = field("layers", "columns, input to output"),
-        activation: str = field("activation", "relu, tanh, sigmoid or identity"),
+        activation: str = field("activation", f"{', '.join(ACTIVATIONS)} or identity"),
         batch_norm: bool = field(
             "batch_norm", "normalize each hidden layer", "--batch-norm/--no-batch-norm"
         ),
@@ -216,6 +217,7 @@ def _app() -> Callable[..., Any]:
     def analyze(
         run: Path = typer.Argument(..., help="folder that train wrote"),
         samples: int = option(4096, "--samples", help="training rows that the loss is taken over"),
+        seed: int = option(0, "--seed", help="of which rows these are"),
         max_products: int = option(300, "--max-products", help="budget of Hessian products"),
         out: Path = option(None, "--out", help="folder for the report; the run's own by default"),
         overwrite: bool = option(
@@ -231,7 +233,7 @@ def _app() -> Callable[..., Any]:
             raise ValueError(expected("max_products", "at least 1", max_products))
         loaded = load_run(run)
         check_page(out or run, overwrite, run)
-        found = judge(loaded, samples=samples, max_products=max_products)
+        found = judge(loaded, samples=samples, max_products=max_products, seed=seed)
         _tell_verdict(found)
         _say(f"report: {write_analysis(loaded, found, out or run)}")
         if found.verdict == "diverged":
@@ -325,12 +327,13 @@ def _tell_verdict(found: Analysis) -> None:
     _say(f"\nWhere training ended: {found.verdict}", "bold")
     _say(found.reason)
     _say(found.cure)
+    _say(f"Training rows: {found.sample}.")
     if found.point is None or found.verdict == "diverged":
         return
     _say(f"As a point: {found.point.kind}. {found.point.reason}")
     if found.initial_gradient_norm > 0.0:
         share = found.point.gradient_norm / found.initial_gradient_norm
-        _say(f"‖g‖ is {share:.2%} of what it was at the start, on {found.samples} training rows.")
+        _say(f"‖g‖ is {share:.2%} of what it was at the start.")
 
 
 def _tell_point(title: str, point: CriticalPoint) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,24 +12,36 @@ from .critical import CriticalPoint, Escape, classify, escape
 from .landscape import Slice2D, plane
 from .nn import Linear, MeanSquaredError, Sequential
 from .nn.objective import NetworkObjective
+from .results import COLORS, Result, panels
 from .runs import Analysis, Config, Run, analyze, train
 from .vector import axpy, norm
 from .vector import generator as make_generator
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Demo", "Stage", "demo", "factored_linear_objective"]
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Result):
     """A place where gradient descent hung, and the way out of it."""
 
     updates: int
     point: CriticalPoint
     way: Escape
 
+    def __str__(self) -> str:
+        return f"After {self.updates} gradient evaluations: {self.point} {self.way}"
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """The way out."""
+        return self.way.plot(ax)
+
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(Result):
     """Everything the demonstration found.
 
     Attributes
@@ -59,6 +71,21 @@ class Demo:
     escaped: NDArray[np.float64]
     lr: float
     surface: Slice2D
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, (self.run, self.analysis, *self.stages, self.final)))
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """The first saddle and the way out of it, the losses, and where the digits ended."""
+        figure, (surface, way, losses, curvature) = panels(ax, 2, 2)
+        self.surface.plot(surface)
+        self.stages[0].plot(way)
+        losses.plot(*self.descent.T, color=COLORS["blue"], label="gradient descent")
+        losses.plot(*self.escaped.T, "--", color=COLORS["orange"], label="with escapes")
+        losses.set(xlabel="gradient evaluations", ylabel="loss")
+        losses.legend()
+        self.analysis.plot(curvature)
+        return figure
 
 
 def factored_linear_objective(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from .data.tensors import parse_safetensors, safetensors_bytes
 from .errors import FileFormatError, expected, path_of
 from .nn import Parameters
-from .store import dump_json, number, parse_json, settle, write_folder
+from .results import COLORS, Result, panels
+from .store import dump_json, parse_json, plain, settle, write_folder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "FILES",
@@ -53,7 +58,7 @@ STOPPED = ("finished", "unfinished", "interrupted", "terminated", "diverged")
 
 
 @dataclass(frozen=True)
-class History:
+class History(Result):
     """What happened, per update and per epoch.
 
     Attributes
@@ -82,9 +87,32 @@ class History:
     validation_accuracy: NDArray[np.float64]
     seconds: NDArray[np.float64]
 
-    def to_dict(self) -> dict[str, list[Any]]:
-        """Plain lists, for JSON: None for NaN, and the infinities as "inf" and "-inf"."""
-        return {f.name: [*map(number, getattr(self, f.name).tolist())] for f in fields(self)}
+    def __str__(self) -> str:
+        text = f"{len(self.step)} updates, {len(self.epoch_step)} epochs"
+        for name, values in (
+            ("training loss", self.train_loss),
+            ("validation loss", self.validation_loss),
+            ("accuracy", self.validation_accuracy),
+        ):
+            if np.isfinite(values).any():
+                text += f", {name} {values[0]:.4g} → {values[-1]:.4g}"
+        return text
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Loss of each update and each epoch, and the gradient norm."""
+        figure, (left, right) = panels(ax, 1, 2)
+        left.plot(self.step, self.loss, color=COLORS["blue"], alpha=0.3, lw=1, label="update")
+        for values, label, color in (
+            (self.train_loss, "epoch", COLORS["blue"]),
+            (self.validation_loss, "validation", COLORS["orange"]),
+        ):
+            if np.isfinite(values).any():
+                left.plot(self.epoch_step, values, "o-", ms=3, color=color, label=label)
+        right.plot(self.step, self.gradient_norm, color=COLORS["green"], lw=1)
+        left.set(xlabel="update", ylabel="loss")
+        right.set(xlabel="update", ylabel="gradient norm", yscale="log")
+        left.legend()
+        return figure
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> History:
@@ -230,7 +258,7 @@ class State:
         optimizer = {"state": entries, "param_groups": self.optimizer["param_groups"]}
         values = {**{f.name: getattr(self, f.name) for f in fields(self)}, "optimizer": optimizer}
         return {
-            "state.json": dump_json(plain(values)),
+            "state.json": dump_json(plain(values, spell=False)),
             "state.safetensors": safetensors_bytes(arrays),
         }
 
@@ -274,17 +302,8 @@ class State:
 _COUNTS = ("epochs", "updates", "rows", "batch_size")
 
 
-def plain(value: Any) -> Any:
-    """Dictionaries, lists and numbers that JSON has."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-
-
 @dataclass(frozen=True)
-class Fit:
+class Fit(Result):
     """The result of `fit`.
 
     Attributes
@@ -302,6 +321,15 @@ class Fit:
     history: History
     stopped: str
     state: State | None = None
+
+    _large = frozenset({"params", "state"})
+
+    def __str__(self) -> str:
+        return f"Training {self.stopped}: {self.history}."
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """The history."""
+        return self.history.plot(ax)
 
     def save(self, folder: PathLike, overwrite: bool = False, keep_others: bool = False) -> Path:
         """Write everything into a folder, which appears whole or not at all.
@@ -377,7 +405,7 @@ def pack(
     saved = {**fit.history.to_dict(), "stopped": fit.stopped, **(result or {})}
     files = {"history.json": dump_json(saved)}
     if config is not None:
-        files["config.json"] = dump_json(plain(config))
+        files["config.json"] = dump_json(plain(config, spell=False))
     if fit.state is not None:
         files |= fit.state.pack()
     marks = {"format": "saddlepoint", "version": str(VERSION), "sha256": digest(files, arrays)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,18 @@ from .errors import count, expected, number
 from .kinds import check_array
 from .objective import Objective, check_point
 from .progress import progress
+from .results import COLORS, Result, panels
 from .vector import ArrayLike, axpy, copy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Slice2D", "plane"]
 
 
 @dataclass(frozen=True)
-class Slice2D:
+class Slice2D(Result):
     """Losses L(θ + αd + βe) on a grid.
 
     Attributes
@@ -37,6 +42,26 @@ class Slice2D:
     losses: NDArray[np.float64]
     labels: tuple[str, str]
     path: NDArray[np.float64] | None = None
+
+    def __str__(self) -> str:
+        low, high = np.nanmin(self.losses), np.nanmax(self.losses)
+        here = self.losses[len(self.alphas) // 2, len(self.betas) // 2]
+        return (
+            f"The loss along {self.labels[0]} and {self.labels[1]}: {here:.4g} at the point, from "
+            f"{low:.4g} to {high:.4g} on a grid of {len(self.alphas)} × {len(self.betas)}."
+        )
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Levels of the loss, the point in the middle, and the path where there is one."""
+        figure, (panel,) = panels(ax, 1, 1)
+        losses = np.ma.masked_invalid(self.losses.T)
+        panel.contourf(self.alphas, self.betas, losses, levels=24, cmap="Blues_r")
+        panel.contour(self.alphas, self.betas, losses, levels=24, colors="white", linewidths=0.4)
+        panel.plot(0.0, 0.0, "o", color=COLORS["orange"])
+        if self.path is not None:
+            panel.plot(self.path[:, 0], self.path[:, 1], color=COLORS["orange"])
+        panel.set(xlabel=self.labels[0], ylabel=self.labels[1])
+        return figure
 
 
 def plane(

@@ -10,10 +10,10 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,7 @@ from .history import (
 )
 from .kinds import ArrayLike, on_device
 from .nn import (
+    ACTIVATIONS,
     BatchNorm,
     CrossEntropy,
     Identity,
@@ -47,26 +48,23 @@ from .nn import (
     Loss,
     MeanSquaredError,
     Parameters,
-    ReLU,
     Sequential,
-    Sigmoid,
-    Tanh,
     init,
 )
 from .nn.objective import NetworkObjective
 from .optim import Optimizer
+from .results import Result, panels
 from .store import check_folder, number, write_folder
 from .train import accuracy, fit, predict
 from .vector import norm
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 __all__ = ["Analysis", "Config", "Run", "analyze", "build_network", "load_run", "train"]
 
-_ACTIVATIONS: dict[str, Callable[[], Layer]] = {
-    "relu": ReLU,
-    "tanh": Tanh,
-    "sigmoid": Sigmoid,
-    "identity": Identity,
-}
+_ACTIVATIONS: dict[str, type[Layer]] = {**ACTIVATIONS, "identity": Identity}
 # Those that make sense for all parameters as one vector.
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): getattr(optim, name) for name, rule in optim.rules.RULES.items() if not rule.whole
@@ -84,7 +82,7 @@ class Config:
     layers : tuple of int
         Columns from the input to the output.
     activation : str
-        "relu", "tanh", "sigmoid" or "identity".
+        A word of `saddlepoint.nn.ACTIVATIONS`, or "identity".
     batch_norm : bool
         Whether each hidden layer is normalized before its activation.
     optimizer : str
@@ -221,7 +219,7 @@ def build_network(
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Result):
     """A finished run.
 
     Attributes
@@ -245,6 +243,17 @@ class Run:
     test_accuracy: float
     state: State | None = None
     data: str | None = None
+
+    _large = frozenset({"params", "state"})
+
+    def __str__(self) -> str:
+        text = f"Training {self.stopped}: {self.history}"
+        measured = not math.isnan(self.test_accuracy)
+        return f"{text}, test accuracy {self.test_accuracy:.2%}." if measured else f"{text}."
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """The history."""
+        return self.history.plot(ax)
 
     def save(
         self, folder: str | os.PathLike[str], overwrite: bool = False, keep_others: bool = False
@@ -456,7 +465,7 @@ def _loss(dataset: Dataset) -> Loss:
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Result):
     """The verdict on the point that a run reached.
 
     Attributes
@@ -469,12 +478,26 @@ class Analysis:
         ‖g‖ where training began, on the same data: the scale for the one reached.
     samples : int
         Training rows that the loss was taken over.
+    rows : int
+        Training rows that there are.
+    seed : int
+        What drew the samples, where they are not all rows.
+    objective : NetworkObjective
+        That loss, in float64: what else is asked about the point is asked of it.
+    theta : (n,) float64 array
+        The point, on the device of the run.
     """
 
     standing: Standing
     point: CriticalPoint | None
     initial_gradient_norm: float
     samples: int
+    rows: int
+    seed: int
+    objective: NetworkObjective = field(repr=False)
+    theta: ArrayLike = field(repr=False)
+
+    _large = frozenset({"objective", "theta"})
 
     @property
     def verdict(self) -> str:
@@ -491,8 +514,24 @@ class Analysis:
         """What to do next."""
         return self.standing.cure
 
+    @property
+    def sample(self) -> str:
+        """Which training rows the loss was taken over, in words."""
+        if self.samples == self.rows:
+            return f"all {self.rows}"
+        return f"{self.samples} of {self.rows}, drawn with seed {self.seed}"
+
     def __str__(self) -> str:
-        return f"{self.verdict}: {self.reason} {self.cure}"
+        return f"{self.standing} (Training rows: {self.sample}.)"
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """The eigenvalues, where there are some, and what two steps would take off the loss."""
+        if self.point is None:
+            return self.standing.plot(ax)
+        figure, (left, right) = panels(ax, 1, 2)
+        self.point.plot(left)
+        self.standing.plot(right)
+        return figure
 
 
 def analyze(
@@ -501,13 +540,15 @@ def analyze(
     k: int = 4,
     max_products: int | None = None,
     show_progress: bool | None = None,
+    seed: int = 0,
 ) -> Analysis:
     """Say where a run got to: stuck at a saddle, descending, at a minimum, …, and what would help.
 
-    The loss is that of the first ``samples`` training rows (all, where there are fewer), in
-    float64, with batch statistics over all of them. For ``point`` it counts as critical where the
-    gradient norm is below 1e-3 of that of the initial point; the verdict weighs what curvature and
-    gradient have to offer, see `saddlepoint.critical.judge`. The run is not changed.
+    The loss is that of ``samples`` training rows, which ``seed`` draws without replacement (all,
+    where there are no more), in float64, with batch statistics over all of them. For ``point`` it
+    counts as critical where the gradient norm is below 1e-3 of that of the initial point; the
+    verdict weighs what curvature and gradient have to offer, see `saddlepoint.critical.judge`. The
+    run is not changed.
 
     Raises
     ------
@@ -517,19 +558,25 @@ def analyze(
     Examples
     --------
     >>> from saddlepoint.runs import Config, analyze, train
-    >>> analyze(train(Config(epochs=3)), samples=200).verdict
-    'descending'
+    >>> found = analyze(train(Config(epochs=3)), samples=200, seed=7)
+    >>> found.verdict, found.sample
+    ('descending', '200 of 1437, drawn with seed 7')
     """
     count("samples", samples, 2)
     count("k", k, 1)
+    count("seed", seed, 0)
     if max_products is not None:
         count("max_products", max_products, 2 * max(k, 2))
     config = instance("run", run, Run, "a Run").config
     dataset = config.load_data()
     _check_rows(run, _digest(dataset))
     net = config.network()
-    x = dataset.x[:samples].astype(np.float64)
-    y = dataset.y[:samples]
+    rows = len(dataset.x)
+    chosen: Any = slice(None)
+    if samples < rows:
+        drawn = np.random.default_rng(seed).choice(rows, samples, replace=False)
+        chosen = np.sort(drawn)
+    x, y = dataset.x[chosen].astype(np.float64), dataset.y[chosen]
     objective = NetworkObjective(
         net,
         _loss(dataset),
@@ -554,17 +601,21 @@ def analyze(
         highest_rate=highest,
         plain=config.optimizer in ("sgd", "asgd"),
         rate_is_step=config.optimizer not in ("rprop", "adadelta"),
-        whole_batches=config.batch_size >= len(dataset.x),
+        whole_batches=config.batch_size >= rows,
         initial_loss=objective.loss(start),
         initial_gradient_norm=initial,
         highest_loss=float(np.max(history.loss, initial=0.0)),
         diverged=run.stopped == "diverged",
     )
+
+    def result(standing: Standing, point: CriticalPoint | None) -> Analysis:
+        return Analysis(standing, point, initial, objective.samples, rows, seed, objective, theta)
+
     here = objective.loss(theta), norm(objective.gradient(theta))
     if not np.isfinite(here).all():
         blown = diverged(training, *here)
         assert blown is not None
-        return Analysis(blown, None, initial, objective.samples)
+        return result(blown, None)
     point = classify(
         objective,
         theta,
@@ -573,5 +624,4 @@ def analyze(
         max_products=max_products,
         show_progress=show_progress,
     )
-    standing = judge(objective, theta, point, training)
-    return Analysis(standing, point, initial, objective.samples)
+    return result(judge(objective, theta, point, training), point)

@@ -16,8 +16,11 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .errors import FileFormatError, expected, path_of
 
@@ -26,6 +29,7 @@ __all__ = [
     "dump_json",
     "number",
     "parse_json",
+    "plain",
     "settle",
     "write_file",
     "write_folder",
@@ -310,3 +314,28 @@ def number(value: float) -> float | str | None:
     if math.isfinite(value):
         return value
     return None if math.isnan(value) else str(value)
+
+
+def plain(value: Any, spell: bool = True) -> Any:
+    """Dictionaries, lists and numbers that JSON has, with ``spell`` those of `number`.
+
+    Results become their ``to_dict()`` and arrays lists; what is none of these stays as it is.
+
+    Examples
+    --------
+    >>> plain({"loss": np.array([0.5, np.nan]), "layers": (64, 10)})
+    {'loss': [0.5, None], 'layers': [64, 10]}
+    """
+    if isinstance(value, float):
+        return number(value) if spell else value
+    if isinstance(value, Mapping):
+        return {key: plain(item, spell) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, spell) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist(), spell)
+    if hasattr(value, "to_dict"):
+        return plain(value.to_dict(), spell)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name), spell) for f in fields(value)}
+    return value

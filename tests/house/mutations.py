@@ -535,13 +535,13 @@ PYTHON = [
     Mutation("data/tensors.py", 'np.asarray(array, order="C")', "array", "test_data.py"),
     # report, cli, studies
     Mutation(
-        "report/figures.py",
+        "report/figures/training.py",
         "int(np.nanargmin(valid))",
         "int(np.nanargmax(valid))",
         "test_report.py -k best_epochs",
     ),
     Mutation(
-        "report/figures.py",
+        "report/theme.py",
         "high > 50 * low",
         "high > 5 * low",
         "test_report.py -k factor_of_fifty",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from . import Array, batch_norm, derivative
 
@@ -28,6 +29,12 @@ def activation(kind: str, x: Array) -> tuple[Array, Array]:
     """The value and the slope."""
     if kind == "relu":
         return np.where(x.real > 0, x, 0.0), np.where(x.real > 0, 1.0, 0.0)
+    if kind == "leaky_relu":
+        slope = np.where(x.real > 0, 1.0, 0.01)
+        return slope * x, slope
+    if kind == "gelu":
+        below = 0.5 * (1.0 + special.erf(x / math.sqrt(2.0)))
+        return x * below, below + x * np.exp(-0.5 * x**2) / math.sqrt(2.0 * math.pi)
     if kind == "tanh":
         return np.tanh(x), 1.0 - np.tanh(x) ** 2
     if kind == "sigmoid":

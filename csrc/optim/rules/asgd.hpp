@@ -12,7 +12,7 @@ struct Asgd {
     using scalar = T;
     static constexpr const char* name = "asgd";
     static constexpr int states = 1;
-    static constexpr const char* hyper[] = {"lr",     "weight_decay", "maximize",
+    static constexpr const char* hyper[] = {"lr",    "weight_decay", "maximize",
                                             "lambd", "alpha",        "t0"};
 
     T decay, sign, eta, shrink, mu;

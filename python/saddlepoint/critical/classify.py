@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..curvature import HessianOperator, eigsh, hessian
+from ..curvature.lanczos import draw_eigenvalues
 from ..errors import count, expected, flag, number_from_0
 from ..objective import Objective
+from ..results import Result, panels
 from ..vector import ArrayLike, axpy, copy, dot, gather, norm, scale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["CriticalPoint", "classify"]
 
@@ -20,7 +26,7 @@ _EXACT_UP_TO = 500  # parameters: below, all eigenvalues cost less than they are
 
 
 @dataclass(frozen=True)
-class CriticalPoint:
+class CriticalPoint(Result):
     """A verdict with the evidence it rests on.
 
     Attributes
@@ -76,6 +82,8 @@ class CriticalPoint:
     size: int
     products: int
 
+    _large = frozenset({"direction", "direction_max"})
+
     def __str__(self) -> str:
         article = {"not critical": "", "degenerate": "", "undecided": ""}.get(self.kind, "a ")
         return (
@@ -83,13 +91,12 @@ class CriticalPoint:
             f"(loss {self.loss:.6g}, {self.size} parameters, {self.products} Hessian products)"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; without the directions. None stands for what is not finite."""
-        plain = asdict(self)
-        del plain["direction"], plain["direction_max"]
-        for name in ("lipschitz", "stationarity"):
-            plain[name] = plain[name] if math.isfinite(plain[name]) else None
-        return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()}
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """The eigenvalues that were computed, and the band in which they count as zero."""
+        figure, (panel,) = panels(ax, 1, 1)
+        draw_eigenvalues(panel, self.eigenvalues, self.residuals, self.tolerance)
+        panel.set_title(f"{self.kind}, ‖g‖ = {self.gradient_norm:.3g}")
+        return figure
 
 
 def classify(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,13 @@ from ..curvature import eigsh
 from ..errors import brief, count, expected
 from ..kinds import refuse_mask
 from ..objective import Objective
+from ..results import COLORS, Result, panels
 from ..vector import ArrayLike, axpy, copy, dot, gather, norm, owned, scale
 from .classify import finite_hessian
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Escape", "escape"]
 
@@ -23,7 +28,7 @@ _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 @dataclass(frozen=True)
-class Escape:
+class Escape(Result):
     """A step along negative curvature, and what it brought.
 
     Attributes
@@ -63,6 +68,25 @@ class Escape:
     losses: NDArray[np.float64]
     evaluations: int
     products: int
+
+    _large = frozenset({"theta", "direction"})
+
+    def model(self, s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The quadratic model of the loss at θ + su: L₀ + s gᵀu + ½ λ s²."""
+        return self.loss_before + s * self.gradient + 0.5 * self.eigenvalue * s**2
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """The loss along the direction, the quadratic model, and the step that was chosen."""
+        figure, (panel,) = panels(ax, 1, 1)
+        fall = max(self.loss_before - self.loss_after, 1e-12 + 1e-3 * abs(self.loss_before))
+        near = self.losses <= self.loss_before + 2.0 * fall  # far out the loss may explode
+        s = np.linspace(self.steps[near].min(), self.steps[near].max(), 101)
+        panel.plot(self.steps[near], self.losses[near], color=COLORS["blue"], label="loss")
+        panel.plot(s, self.model(s), "--", color=COLORS["muted"], label="quadratic model")
+        panel.plot(self.step, self.loss_after, "D", color=COLORS["orange"], label="chosen step")
+        panel.set(xlabel="step along the direction", ylabel="loss")
+        panel.legend()
+        return figure
 
     def gradient_steps(self, lr: float) -> float:
         """Steps that gradient descent would take to go as far along u, in the quadratic model.

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import instance
 from ..objective import Objective, check_point
+from ..results import COLORS, Result, panels
 from ..vector import ArrayLike, norm
 from .classify import CriticalPoint
 from .escape import Escape, escape, gradient_drop
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Standing", "Training", "judge"]
 
@@ -62,7 +67,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Standing(Result):
     """A judgement with the numbers it rests on.
 
     Attributes
@@ -86,6 +91,24 @@ class Standing:
     gradient_drop: float = math.nan
     escape: Escape | None = None
     edge: float = math.nan
+
+    def __str__(self) -> str:
+        return f"{self.verdict}: {self.reason} {self.cure}"
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """What a step along −g, and one along the most negative curvature, take off the loss."""
+        figure, (panel,) = panels(ax, 1, 1)
+        drops = {"along −g": self.gradient_drop, "along λ_min": math.nan}
+        if self.escape is not None:
+            drops["along λ_min"] = self.escape.actual_drop
+        known = [drop if math.isfinite(drop) else 0.0 for drop in drops.values()]
+        bars = panel.barh((0, 1), known, color=(COLORS["green"], COLORS["orange"]))
+        told = [f"{d:.3g}" if math.isfinite(d) else "none measured" for d in drops.values()]
+        panel.bar_label(bars, told, padding=3)
+        panel.set_yticks((0, 1), [*drops])
+        panel.margins(x=0.3)
+        panel.set(xlabel="drop of the loss", title=self.verdict)
+        return figure
 
 
 def last_tenth(updates: NDArray[np.float64], epochs: NDArray[np.float64]) -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import count, expected
 from ..kinds import kind_of, refuse_mask
 from ..objective import Linearization, Objective, check_point
+from ..results import COLORS, Result, panels
 from ..vector import (
     ArrayLike,
     axpy,
@@ -29,6 +30,8 @@ from ..vector import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from scipy.sparse.linalg import LinearOperator
 
 __all__ = ["HessianOperator", "Verification", "hessian"]
@@ -38,7 +41,7 @@ _AGREE = 0.01  # difference quotients apart by less, relatively, have begun to c
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Result):
     """How far an operator is from the Hessian it claims to be.
 
     Attributes
@@ -80,6 +83,19 @@ class Verification:
             for name, tolerance in self.tolerances.items()
         ]
         return "\n".join([self.verdict, *lines])
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Each measure over its tolerance: beyond 1 it fails."""
+        figure, (panel,) = panels(ax, 1, 1)
+        names = [name.replace("_", " ") for name in self.tolerances]
+        shares = [getattr(self, name) / limit for name, limit in self.tolerances.items()]
+        colors = [COLORS["blue" if share <= 1.0 else "orange"] for share in shares]
+        panel.barh(range(len(names)), shares, color=colors)
+        panel.set_yticks(range(len(names)), names)
+        panel.axvline(1.0, color=COLORS["muted"], ls="--")
+        panel.set(xlabel="measured / tolerance", title=self.verdict)
+        panel.set_xscale("symlog", linthresh=1e-3)
+        return figure
 
 
 class _Quotients:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,22 @@ from numpy.typing import NDArray
 from ..errors import count, expected, number_from_0, one_of
 from ..kinds import dtype_name, kind_of, refuse_mask
 from ..progress import progress
+from ..results import COLORS, Result, panels
 from ..vector import ArrayLike, axpy, copy, dot, norm, owned, random, rounding, scale
 from ..vector import generator as make_generator
 from .hessian import HessianOperator
 
-__all__ = ["Eigenpairs", "eigsh"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Eigenpairs", "draw_eigenvalues", "eigsh"]
 
 _UNLIKELY = 1e-3  # the chance to overlook one more of a multiple eigenvalue
 
 
 @dataclass(frozen=True)
-class Eigenpairs:
+class Eigenpairs(Result):
     """Eigenvalues with their certificates.
 
     Attributes
@@ -49,6 +54,48 @@ class Eigenpairs:
     converged: bool
     tolerance: NDArray[np.float64]
     products: int
+
+    _large = frozenset({"vectors"})
+
+    def __str__(self) -> str:
+        pairs = zip(self.values, self.residuals, strict=True)
+        shown = ", ".join(f"{value:.6g} ± {residual:.1g}" for value, residual in pairs)
+        how = "converged" if self.converged else "not converged"
+        many = "eigenvalue" if len(self.values) == 1 else "eigenvalues"
+        text = f"{len(self.values)} {many}: {shown} ({how}, {self.products} products)"
+        return text.replace("-", "−")
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """The eigenvalues with their residuals."""
+        figure, (panel,) = panels(ax, 1, 1)
+        draw_eigenvalues(panel, self.values, self.residuals, 0.0)
+        return figure
+
+
+def draw_eigenvalues(
+    panel: Axes, values: NDArray[np.float64], residuals: NDArray[np.float64], tolerance: float
+) -> None:
+    """Eigenvalues over their rank, residuals as bars, and the band in which they count as zero.
+
+    The axis is logarithmic outside the band where that is far inside the values.
+    """
+    reach = float(np.abs(values).max(initial=0.0))
+    if 0.0 < 30.0 * tolerance < reach:
+        panel.set_xscale("symlog", linthresh=tolerance)
+    if tolerance > 0.0:
+        panel.axvspan(-tolerance, tolerance, color=COLORS["muted"], alpha=0.15, lw=0)
+    panel.axvline(0.0, color=COLORS["muted"], lw=0.8)
+    rank = np.arange(1, len(values) + 1)
+    for color, chosen in (
+        (COLORS["orange"], values < -tolerance),
+        (COLORS["muted"], np.abs(values) <= tolerance),
+        (COLORS["blue"], values > tolerance),
+    ):
+        if chosen.any():
+            panel.errorbar(
+                values[chosen], rank[chosen], xerr=residuals[chosen], fmt="o", color=color
+            )
+    panel.set(xlabel="eigenvalue", ylabel="rank")
 
 
 def _wanted(m: int, k: int, which: str, values: NDArray[np.float64]) -> NDArray[np.intp]:

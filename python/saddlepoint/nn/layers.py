@@ -27,10 +27,7 @@ __all__ = [
     "Layer",
     "Linear",
     "Parameters",
-    "ReLU",
     "Sequential",
-    "Sigmoid",
-    "Tanh",
 ]
 
 
@@ -314,27 +311,6 @@ class BatchNorm(Layer):
             **({"cumulative": True} if self.momentum is None else {"momentum": self.momentum}),
             "affine": self.affine,
         }
-
-
-@dataclass(frozen=True)
-class ReLU(Layer):
-    """max(x, 0), with slope 0 at 0."""
-
-    kind = "relu"
-
-
-@dataclass(frozen=True)
-class Tanh(Layer):
-    """tanh(x)."""
-
-    kind = "tanh"
-
-
-@dataclass(frozen=True)
-class Sigmoid(Layer):
-    """1 / (1 + e⁻ˣ)."""
-
-    kind = "sigmoid"
 
 
 @dataclass(frozen=True)

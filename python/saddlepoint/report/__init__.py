@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .figures import (
-    caption,
     escape_line,
     extreme_eigenvalues,
     loss_comparison,
@@ -11,6 +10,7 @@ from .figures import (
     training_curves,
 )
 from .page import Panel, Report, Verdict, write
+from .theme import caption
 
 __all__ = [
     "Panel",

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import expected
 from ..store import write_file
-from .figures import DARK, FONT, LIGHT, Figure, caption, require
+from .theme import DARK, FONT, LIGHT, Figure, caption, require
 
 __all__ = ["Panel", "Report", "Verdict", "write"]
 

@@ -11,15 +11,9 @@ from .. import __version__
 from ..errors import expected
 from ..history import FILES
 from ..store import check_writable
-from .figures import (
-    escape_line,
-    extreme_eigenvalues,
-    loss_comparison,
-    loss_surface,
-    require,
-    training_curves,
-)
-from .page import Panel, Report, Verdict, write, wrote
+from .page import Report, Verdict, write, wrote
+from .panels import panels_of
+from .theme import require
 
 if TYPE_CHECKING:
     from ..demo import Demo
@@ -42,7 +36,7 @@ def _verdict(run: Run, found: Analysis) -> Verdict:
     point, standing = found.point, found.standing
     evidence = [
         ("gradient norm at the start of training", f"{found.initial_gradient_norm:.3g}"),
-        ("training rows", f"{found.samples}"),
+        ("training rows", found.sample),
     ]
     if point is not None:
         evidence = [
@@ -52,7 +46,7 @@ def _verdict(run: Run, found: Analysis) -> Verdict:
             ("largest eigenvalue", f"{point.lambda_max:.4g} ± {point.residual_max:.0e}"),
             ("second-order stationary to", f"{point.stationarity:.3g}"),
             ("kind of point", point.kind),
-            ("training rows", f"{found.samples}"),
+            ("training rows", found.sample),
             ("Hessian-vector products", f"{point.products}"),
         ]
     if run.config.optimizer == "sgd" and math.isfinite(standing.edge):
@@ -64,13 +58,6 @@ def _verdict(run: Run, found: Analysis) -> Verdict:
     if run.test_accuracy == run.test_accuracy:
         evidence.insert(0, ("test accuracy", f"{run.test_accuracy:.2%}"))
     return Verdict(_HEADLINES[found.verdict], f"{found.reason} {found.cure}", evidence)
-
-
-def _curvature(title: str, found: Analysis) -> list[Panel]:
-    """The panel of the eigenvalues, where there are some."""
-    if found.point is None:
-        return []
-    return [Panel("eigenvalues", title, "", extreme_eigenvalues(found.point))]
 
 
 def _network(run: Run) -> str:
@@ -126,16 +113,14 @@ def check_page(
 
 def write_analysis(run: Run, found: Analysis, folder: str | os.PathLike[str]) -> Path:
     """Write the page on the point that a run reached; its path."""
-    panels = [
-        *_curvature("Curvature at both ends", found),
-        Panel("training", "How training went", "", training_curves(run.history)),
-    ]
     command = f"saddlepoint analyze RUN --samples {found.samples}"
+    if found.samples < found.rows:
+        command += f" --seed {found.seed}"
     report = Report(
         "What training reached",
         _network(run),
         [_verdict(run, found)],
-        panels,
+        panels_of(found, run),
         _facts(run, command),
     )
     return write(report, folder)
@@ -167,31 +152,11 @@ def write_demo(found: Demo, folder: str | os.PathLike[str]) -> Path:
             ("gradient evaluations, both", f"{spent:.0f}"),
         ],
     )
-    curves = {
-        name: (curve[:, 0], curve[:, 1])
-        for name, curve in (("gradient descent", found.descent), ("with escapes", found.escaped))
-    }
-    panels = [
-        Panel("surface", "The loss around the saddle", "", loss_surface(found.surface)),
-        Panel("escape", "The way down", "", escape_line(first.way)),
-        Panel(
-            "comparison",
-            "With and without the escapes",
-            "",
-            loss_comparison(
-                curves,
-                xlabel="gradient evaluations (a Hessian product counts as two)",
-                log=False,
-            ),
-        ),
-        *_curvature("Curvature where the digits network ended", found.analysis),
-        Panel("training", "How the digits network trained", "", training_curves(found.run.history)),
-    ]
     report = Report(
         "saddlepoint demo",
         f"UCI digits ({_network(found.run)}), and a factored linear network",
         [saddle, _verdict(found.run, found.analysis)],
-        panels,
+        panels_of(found),
         _facts(found.run, f"saddlepoint demo --seed {found.run.config.seed}"),
     )
     return write(report, folder)

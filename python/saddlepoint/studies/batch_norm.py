@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from ..data import Dataset
 from ..errors import count, expected, instance
 from ..nn.objective import NetworkObjective
 from ..objective import Objective
+from ..results import COLORS, Result, panels
 from ..train import Fit, accuracy, fit, predict
 from ..vector import ArrayLike, axpy, copy, dot
 from ..vector import norm as length
@@ -54,7 +55,7 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
 PLAIN, NORMALIZED, NOISY = "plain", "batch norm", "noisy batch norm"
-_COLORS = {PLAIN: "#bf4a12", NORMALIZED: "#1f5fa8", NOISY: "#0b7a66"}
+_COLORS = {PLAIN: COLORS["orange"], NORMALIZED: COLORS["blue"], NOISY: COLORS["green"]}
 
 # Where Santurkar et al. look: between half a step and four steps along the gradient.
 FACTORS = tuple(np.geomspace(0.5, 4.0, 8).tolist())
@@ -122,7 +123,7 @@ def _classes(data: Dataset) -> int:
 
 
 @dataclass(frozen=True)
-class LayerOutput:
+class LayerOutput(Result):
     """What one batch-normalized layer puts out, per unit, and what its output depends on.
 
     Attributes
@@ -152,9 +153,18 @@ class LayerOutput:
     companions_training: float
     companions_evaluation: float
 
+    def __str__(self) -> str:
+        return (
+            f"{len(self.weight)} units; error of the gradient through the statistics "
+            f"{self.gradient_error:.1e}, of the one that takes them for constants "
+            f"{self.constant_statistics_error:.1e}; other companions move a row by "
+            f"{self.companions_training:.3g} in training and {self.companions_evaluation:.3g} in "
+            "evaluation."
+        )
+
     def plot(self, ax: Axes | None = None) -> Figure:
         """Mean and deviation of each unit: before, after, and as predicted."""
-        figure, (left, right) = _panels(ax, 1, 2)
+        figure, (left, right) = panels(ax, 1, 2)
         for panel, before, after, predicted, name in (
             (left, self.input_mean, self.output_mean, self.bias, "mean"),
             (right, self.input_deviation, self.output_deviation, self.predicted_deviation,
@@ -243,7 +253,7 @@ def layer_output(
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Result):
     """One training.
 
     Attributes
@@ -270,9 +280,25 @@ class Run:
     diverged: bool
     chance: float
 
+    def __str__(self) -> str:
+        if self.diverged:
+            return f"{self.name}, rate {self.lr:g}: diverged"
+        return (
+            f"{self.name}, rate {self.lr:g}: loss {self.epoch_loss[-1]:.4g}, accuracy "
+            f"{self.accuracy[-1]:.1%}"
+        )
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Loss over updates, beside that of the best constant prediction."""
+        figure, (panel,) = panels(ax, 1, 1)
+        panel.plot(*_smooth(self.loss), color=_COLORS[self.name])
+        panel.axhline(self.chance, color="k", lw=0.6, ls=":")
+        panel.set(xlabel="update", ylabel="training loss", ylim=(0, 1.5 * self.chance))
+        return figure
+
 
 @dataclass(frozen=True)
-class LearningCurves:
+class LearningCurves(Result):
     """Trainings with and without batch normalization at several rates.
 
     Attributes
@@ -283,9 +309,12 @@ class LearningCurves:
 
     runs: tuple[Run, ...]
 
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.runs))
+
     def plot(self, ax: Axes | None = None) -> Figure:
         """Loss over updates and accuracy over epochs; what diverged is dashed, and said."""
-        figure, (left, right) = _panels(ax, 1, 2)
+        figure, (left, right) = panels(ax, 1, 2)
         rates = sorted({run.lr for run in self.runs})
         for run in self.runs:
             style: dict[str, Any] = {
@@ -389,7 +418,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class ActivationHistory:
+class ActivationHistory(Result):
     """What the nonlinearities of each network receive, over training.
 
     K networks, L layers, T times, B bins. The rows are the same at all times; batch normalization
@@ -419,14 +448,18 @@ class ActivationHistory:
     deviation: Floats
     drift: Floats
 
+    def __str__(self) -> str:
+        means = _by_name(self.names, _finite(self.drift).mean(axis=(1, 2)))
+        return f"Mean drift over {self.edges.shape[1]} layers, {len(self.steps)} times: {means}"
+
     def plot(self, ax: Axes | None = None) -> Figure:
         """A row for each network: histograms of four layers over time, and all layers' drift."""
         layers = np.unique(np.linspace(0, self.edges.shape[1] - 1, 4).astype(int))
-        figure, panels = _panels(ax, len(self.names), len(layers) + 1)
+        figure, drawn = panels(ax, len(self.names), len(layers) + 1)
         times = len(self.steps)
         highest = float(np.max(self.drift, where=np.isfinite(self.drift), initial=1e-3))
         for k, name in enumerate(self.names):
-            row = panels[k * (len(layers) + 1) :]
+            row = drawn[k * (len(layers) + 1) :]
             for panel, layer in zip(row, layers, strict=False):
                 centres = (self.edges[k, layer, 1:] + self.edges[k, layer, :-1]) / 2
                 tallest = float(self.density[k, layer].max(initial=1e-300))
@@ -451,7 +484,7 @@ class ActivationHistory:
 
 
 @dataclass(frozen=True)
-class NoisyTraining:
+class NoisyTraining(Result):
     """The noisy variant beside the plain and the batch-normalized network.
 
     K networks, S updates.
@@ -473,9 +506,12 @@ class NoisyTraining:
     test_accuracy: Floats
     activations: ActivationHistory
 
+    def __str__(self) -> str:
+        return f"Accuracy after training, without noise: {_by_name(self.names, self.test_accuracy)}"
+
     def plot(self, ax: Axes | None = None) -> Figure:
         """Training loss and accuracy, and each layer's mean drift in the second half."""
-        figure, (left, middle, right) = _panels(ax, 1, 3)
+        figure, (left, middle, right) = panels(ax, 1, 3)
         for k, name in enumerate(self.names):
             label = f"{name}: {self.test_accuracy[k]:.1%} after"
             left.plot(*_smooth(self.loss[k]), color=_COLORS[name])
@@ -757,7 +793,7 @@ def _drift(values: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class OneStep:
+class OneStep(Result):
     """A loss along the step θ − t·lr·∇L(θ), for several t.
 
     Attributes
@@ -780,6 +816,13 @@ class OneStep:
     gradient_changes: Floats
     curvature: float
 
+    def __str__(self) -> str:
+        return (
+            f"From loss {self.loss:.4g}, ‖g‖ {self.gradient_norm:.3g}: {self.losses.min():.4g} to "
+            f"{self.losses.max():.4g} along the step; effective smoothness {self.smoothness:.3g}, "
+            f"curvature {self.curvature:.3g}."
+        )
+
     @property
     def smoothness(self) -> float:
         """The effective β: the largest change of the gradient per distance."""
@@ -787,7 +830,7 @@ class OneStep:
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """The losses beside those that gradient, and gradient and curvature, predict."""
-        figure, (panel,) = _panels(ax, 1, 1)
+        figure, (panel,) = panels(ax, 1, 1)
         s = np.linspace(0.0, self.distances.max(), 100)
         line = self.loss - s * self.gradient_norm
         panel.plot(np.r_[0.0, self.distances], np.r_[self.loss, self.losses], "ko-", label="loss")
@@ -838,7 +881,7 @@ def one_step(
 
 
 @dataclass(frozen=True)
-class StepLandscape:
+class StepLandscape(Result):
     """What lies along single steps of training, with and without batch normalization.
 
     K networks, T times. NaN after a divergence.
@@ -867,25 +910,29 @@ class StepLandscape:
     smoothness: Floats
     curvature: Floats
 
+    def __str__(self) -> str:
+        highest = _by_name(self.names, _finite(self.smoothness).max(axis=1))
+        return f"Largest effective smoothness of {len(self.steps)} steps: {highest}"
+
     def plot(self, ax: Axes | None = None) -> Figure:
         """Four panels over updates: both ranges, effective smoothness, and gᵀHg/gᵀg."""
-        figure, panels = _panels(ax, 1, 4)
+        figure, drawn = panels(ax, 1, 4)
         titles = ("loss along the step", "change of the gradient", "effective smoothness",
                   "gᵀHg / gᵀg")  # fmt: skip
         for k, name in enumerate(self.names):
             color = _COLORS[name]
             for panel, low, high in (
-                (panels[0], self.loss_low, self.loss_high),
-                (panels[1], self.change_low, self.change_high),
+                (drawn[0], self.loss_low, self.loss_high),
+                (drawn[1], self.change_low, self.change_high),
             ):
                 panel.fill_between(self.steps, low[k], high[k], color=color, alpha=0.45, lw=0)
-            panels[2].plot(self.steps, self.smoothness[k], color=color, label=name)
-            panels[3].plot(self.steps, self.curvature[k], color=color)
-        for panel, title in zip(panels, titles, strict=True):
+            drawn[2].plot(self.steps, self.smoothness[k], color=color, label=name)
+            drawn[3].plot(self.steps, self.curvature[k], color=color)
+        for panel, title in zip(drawn, titles, strict=True):
             panel.set_title(title)
             panel.set_xlabel("update")
-        panels[0].set_yscale("log")
-        panels[2].legend()
+        drawn[0].set_yscale("log")
+        drawn[2].legend()
         return figure
 
 
@@ -935,7 +982,7 @@ def _objective(net: nn.Layer, data: Dataset, chosen: NDArray[np.int64]) -> Netwo
 
 
 @dataclass(frozen=True)
-class Hypotheses:
+class Hypotheses(Result):
     """A number for each reason that the lecture gives, without and with batch normalization.
 
     Attributes
@@ -964,11 +1011,18 @@ class Hypotheses:
     stale_accuracy: Floats
     batch_noise: Floats
 
+    def __str__(self) -> str:
+        told = [f.name for f in fields(self) if f.name != "names"]
+        return "\n".join(
+            f"{name.replace('_', ' ')}: {_by_name(self.names, getattr(self, name))}"
+            for name in told
+        )
+
     def plot(self, ax: Axes | None = None) -> Figure:
         """One pair of bars for each."""
-        fields = ("active_units", "drift", "largest_eigenvalue", "stale_accuracy", "batch_noise")
-        figure, panels = _panels(ax, 1, len(fields))
-        for panel, name in zip(panels, fields, strict=True):
+        told = [f.name for f in fields(self) if f.name != "names"]
+        figure, drawn = panels(ax, 1, len(told))
+        for panel, name in zip(drawn, told, strict=True):
             values = getattr(self, name)
             bars = panel.bar((0, 1), values, color=[_COLORS[n] for n in self.names])
             panel.bar_label(bars, [f"{v:.3g}" for v in values], fontsize=8)
@@ -1059,31 +1113,17 @@ def _batch_noise(
     return float(np.sqrt(np.mean(values.var(axis=0)) / np.mean(values**2)))
 
 
-# ---- drawing
+# ---- telling and drawing
 
 
-def _panels(ax: Axes | None, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
-    """Panels of a new figure, or within ``ax``, row by row."""
-    if ax is None:
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            what = "matplotlib is not installed: pip install 'saddlepoint[report]'"
-            raise ImportError(what) from error
-        size = (3.6 * columns + 1.2, 3.0 * rows + 0.6)
-        figure, grid = pyplot.subplots(
-            rows, columns, figsize=size, squeeze=False, layout="constrained"
-        )
-        return figure, list(grid.ravel())
-    if rows == columns == 1:
-        return ax.figure, [ax]  # type: ignore[return-value]
-    ax.set_axis_off()
-    wide, high = 1.0 / columns, 1.0 / rows
-    return ax.figure, [  # type: ignore[return-value]
-        ax.inset_axes((c * wide, 1.0 - (r + 1) * high, 0.8 * wide, 0.75 * high))
-        for r in range(rows)
-        for c in range(columns)
-    ]
+def _by_name(names: Sequence[str], values: Floats) -> str:
+    told = np.ma.filled(values, np.nan).tolist()
+    return ", ".join(f"{name} {value:.3g}" for name, value in zip(names, told, strict=True))
+
+
+def _finite(values: Floats) -> Any:
+    """Without what came after a divergence."""
+    return np.ma.masked_invalid(values)
 
 
 def _smooth(values: Floats) -> tuple[Floats, Floats]:
