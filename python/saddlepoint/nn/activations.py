@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .. import _core
+from .._native import module
 from ..errors import number
 from .layers import Layer
 
@@ -59,4 +59,4 @@ _LAYERS: dict[str, type[Layer]] = {
     layer.kind: layer for layer in (ReLU, LeakyReLU, GELU, Tanh, Sigmoid)
 }
 #: The layer of each activation that the core has, by its word.
-ACTIVATIONS: dict[str, type[Layer]] = {word: _LAYERS[word] for word in _core.activations}
+ACTIVATIONS: dict[str, type[Layer]] = {word: _LAYERS[word] for word in module("cpu").activations}
