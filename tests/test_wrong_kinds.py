@@ -121,6 +121,7 @@ CALLS: dict[str, Call] = {
     ),
     "init": Call(NET.init, dict),
     "Linear": Call(nn.Linear, lambda: {"in_features": 2, "out_features": 3}),
+    "LeakyReLU": Call(nn.LeakyReLU, dict),
     "BatchNorm": Call(nn.BatchNorm, lambda: {"num_features": 3}),
     "batch_norm": Call(norm.batch_norm, _layer),
     "Noise": Call(
@@ -258,8 +259,8 @@ RESULTS = {
     "Parameters", "Run", "Saved", "Schedule", "Slice2D", "Standing", "State", "Surface",
     "SurfaceLinearization", "Training", "UnsavedError", "Verification", "DeviceError",
     "FileFormatError", "ArrayLike", "CrossEntropy", "MeanSquaredError", "ReLU", "Tanh", "Sigmoid",
-    "Identity", "Sequential", "ExponentialDecay", "MonkeySaddle", "Saddle", "constant", "inverse",
-    "inverse_square", "chained", "info", "num_threads",
+    "GELU", "Identity", "Sequential", "ExponentialDecay", "MonkeySaddle", "Saddle", "constant",
+    "inverse", "inverse_square", "chained", "info", "num_threads",
 }  # fmt: skip
 
 
