@@ -553,14 +553,16 @@ PYTHON = [
         "test_cli.py -k demo",
     ),
     Mutation("report/pages.py", '"On flat ground"', '"At a minimum"', "test_report.py -k headline"),
-    Mutation("cli.py", '"terminated": 143', '"terminated": 130', "test_cli.py -k signals"),
+    Mutation("cli/options.py", '"terminated": 143', '"terminated": 130', "test_cli.py -k signals"),
     Mutation(
-        "cli.py",
+        "cli/train.py",
         "overwrite or (out is None and resume is not None)",
         "overwrite",
         "test_cli.py -k 'killed or written_over or signals'",
     ),
-    Mutation("cli.py", 'False if text == "none"', 'None if text == "none"', "test_cli.py -k csv"),
+    Mutation(
+        "cli/train.py", 'False if text == "none"', 'None if text == "none"', "test_cli.py -k csv"
+    ),
     Mutation(
         "studies/batch_norm.py",
         "np.max(self.gradient_changes / self.distances)",

@@ -9,13 +9,11 @@ from typing import Any, Final, NamedTuple
 from ..demo import Demo
 from ..results import Result
 from ..runs import Analysis, Run
-from .figures import (
-    escape_line,
-    extreme_eigenvalues,
-    loss_comparison,
-    loss_surface,
-    training_curves,
-)
+from .figures.comparison import loss_comparison
+from .figures.escape import escape_line
+from .figures.spectrum import extreme_eigenvalues
+from .figures.surface import loss_surface
+from .figures.training import training_curves
 from .page import Panel
 from .theme import Figure
 
