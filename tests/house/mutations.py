@@ -371,6 +371,13 @@ PYTHON = [
         "test_objective.py -k stay_within_the_budget",
     ),
     # landscape, surfaces, vector
+    Mutation(
+        "landscape.py",
+        "dot(here.gradient, direction), curvature",
+        "norm(here.gradient), curvature",
+        "test_landscape.py",
+    ),
+    Mutation("landscape.py", "min(bent, far)", "max(bent, far)", "test_landscape.py"),
     Mutation("landscape.py", "axpy(beta, e, moved)", "axpy(beta, d, moved)", "test_landscape.py"),
     Mutation(
         "landscape.py",
