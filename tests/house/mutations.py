@@ -540,7 +540,28 @@ PYTHON = [
         "test_data.py -k labels_are_exact",
     ),
     Mutation("data/tensors.py", 'np.asarray(array, order="C")', "array", "test_data.py"),
-    # report, cli, studies
+    # results, report, cli, studies
+    Mutation(
+        "store.py", "number(value) if spell else value", "value", "test_results.py -k no_word_for"
+    ),
+    Mutation(
+        "results.py",
+        "_outline(value) if f.name in self._large else plain(value)",
+        "plain(value)",
+        "test_results.py -k vectors_of_parameters",
+    ),
+    Mutation(
+        "runs.py",
+        "np.sort(drawn)",
+        "np.arange(samples)",
+        "test_runs.py -k stated_random_subset",
+    ),
+    Mutation(
+        "report/panels.py",
+        'attrgetter("point"), extreme_eigenvalues',
+        "lambda found: found.point or found.standing, extreme_eigenvalues",
+        "test_report.py -k something_to_draw",
+    ),
     Mutation(
         "report/figures/training.py",
         "int(np.nanargmin(valid))",
