@@ -7,10 +7,10 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from ..demo import Demo
+from ..kinds import on_device
 from ..landscape import Slice1D, line
 from ..results import Result
 from ..runs import Analysis, Run
-from ..vector import on_device
 from .figures.comparison import loss_comparison
 from .figures.escape import escape_line
 from .figures.slices import curvature_slices
