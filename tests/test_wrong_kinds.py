@@ -33,7 +33,7 @@ from saddlepoint import (
 from saddlepoint import train as training
 from saddlepoint.data import read_idx
 from saddlepoint.optim import schedule
-from saddlepoint.optim.plan import Shared
+from saddlepoint.optim.options import Shared
 from saddlepoint.studies.batch_norm import Setting, layer_output
 
 WRONG: dict[str, Any] = {

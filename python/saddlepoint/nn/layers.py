@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import brief, count, expected, flag
-from ..norm.batch_norm import check_numbers
+from ..norm.options import check_numbers
 from ..vector import float_dtype
 from ..vector import generator as make_generator
 from . import init

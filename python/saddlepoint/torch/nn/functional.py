@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ...errors import expected, instance
 from ...norm import Noise
-from ...norm.batch_norm import check_activation, check_numbers, check_variants
+from ...norm.options import check_activation, check_numbers, check_variants
 from .autograd import Call, Forward, traced
 
 __all__ = ["batch_norm"]
