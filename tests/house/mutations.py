@@ -252,14 +252,8 @@ PYTHON = [
     ),
     Mutation(
         "torch/nn/compiled.py",
-        "rows = ghost if training and ghost and",
-        "rows = ghost if ghost and",
-        "test_torch_nn.py -k ghosts_are",
-    ),
-    Mutation(
-        "torch/nn/compiled.py",
-        "(running_mean, running_var, batches), new",
-        "(running_mean, running_var, None), new",
+        "zip(given[_INPUTS:], new, strict=True)",
+        "zip(given[_INPUTS:-1], new, strict=False)",
         "test_torch_nn.py -k Compile",
     ),
     Mutation(
@@ -697,6 +691,12 @@ CPP = [
         "shape.count_of(shape.groups() - 1)",
         "shape.count_of(0)",
         "test_batch_norm_fused.py -k 'refus or variants'",
+    ),
+    Mutation(
+        "bindings/bind_batch_norm.cpp",
+        "training() ? get<index>",
+        "true ? get<index>",
+        "test_torch_nn.py -k ghosts_are",
     ),
     Mutation(
         "bindings/bind_batch_norm.cpp",
