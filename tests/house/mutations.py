@@ -696,7 +696,7 @@ CPP = [
         "bindings/bind_batch_norm.cpp",
         "training() ? get<index>",
         "true ? get<index>",
-        "test_torch_nn.py -k ghosts_are",
+        "test_batch_norm_fused.py -k ghosts_are",
     ),
     Mutation(
         "bindings/bind_batch_norm.cpp",
