@@ -37,8 +37,9 @@ Layout from_numpy(const py::handle& object, const char* name) {
     if (type.byteorder() != '=' && type.byteorder() != '|') {
         raise_type(name, "native byte order", "swapped bytes");
     }
+    l.array.shape.assign(a.shape(), a.shape() + a.ndim());
+    l.strides.reserve(a.ndim());
     for (py::ssize_t i = 0; i < a.ndim(); ++i) {
-        l.array.shape.push_back(a.shape(i));
         if (a.itemsize() && a.strides(i) % a.itemsize() != 0) {
             raise_value(name, "strides of whole elements", std::to_string(a.strides(i)) + " bytes");
         }

@@ -113,20 +113,24 @@ void bind_buffer(py::module_& m) {
                 copy_from_host(current_stream(), at(self, offset), a.data, a.bytes());
             },
             py::arg("x"), py::arg("offset") = 0)
-        .def("copy_to",
-             [](const Buffer& self, py::array& out, index offset) {
-                 const Array a = host(out, "out");
-                 if (!out.writeable()) raise_value("out", "a writable array", "a read-only one");
-                 check_within(self, offset, a.bytes());
-                 copy_to_host(current_stream(), a.data, at(self, offset), a.bytes());
-             })
-        .def("copy",
-             [](const Buffer& self, index offset, index bytes) {
-                 check_within(self, offset, bytes);
-                 auto buffer = std::make_shared<Buffer>(current_stream(), std::size_t(bytes));
-                 copy_on_device(current_stream(), buffer->data(), at(self, offset), bytes);
-                 return buffer;
-             })
+        .def(
+            "copy_to",
+            [](const Buffer& self, py::array& out, index offset) {
+                const Array a = host(out, "out");
+                if (!out.writeable()) raise_value("out", "a writable array", "a read-only one");
+                check_within(self, offset, a.bytes());
+                copy_to_host(current_stream(), a.data, at(self, offset), a.bytes());
+            },
+            py::arg("out"), py::arg("offset"))
+        .def(
+            "copy",
+            [](const Buffer& self, index offset, index bytes) {
+                check_within(self, offset, bytes);
+                auto buffer = std::make_shared<Buffer>(current_stream(), std::size_t(bytes));
+                copy_on_device(current_stream(), buffer->data(), at(self, offset), bytes);
+                return buffer;
+            },
+            py::arg("offset"), py::arg("nbytes"))
         .def("dlpack", &to_dlpack, py::arg("offset"), py::arg("shape"), py::arg("strides"),
              py::arg("code"), py::arg("bits"), py::arg("versioned"), py::arg("stream") = py::none())
         .def("dlpack_device", [](const Buffer&) { return py::make_tuple(device_type(), 0); });
