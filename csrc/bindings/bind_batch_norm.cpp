@@ -69,7 +69,6 @@ Seen see(const py::handle& object, const char* name) {
                     std::to_string(v.shape.size()));
     }
     set_dtype(seen, v.dtype);
-    if (!seen.other_dtype.empty()) seen.other_dtype = v.dtype_name();
     seen.data = v.data;
     seen.axes = int(v.shape.size());
     std::copy(v.shape.begin(), v.shape.end(), seen.shape.begin());

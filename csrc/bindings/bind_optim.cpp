@@ -38,9 +38,10 @@ struct Bound {
     py::object object;
     View view;
     bool fixed = false;  // an array of our own, which never moves
-    bool valid = false;  // it was looked at and found good
+    bool valid = false;  // it was checked and found good
     explicit operator bool() const { return valid; }
-    // Whether more than its address changed; the owner of its memory goes to the others.
+    // Whether more than its address changed. The owner of its memory goes to the others, which are
+    // released when the step was run.
     bool refresh(const char* name, Owners& owners) {
         const bool changed = view.refresh(object, name);
         pass_owner(owners);
@@ -721,10 +722,11 @@ class Update {
     std::vector<Beside> beside_;
     bool beside_is_old_ = true;  // something was bound since they were gathered
     std::vector<FastTensor> fast_;
-    std::vector<py::object> gradients_;  // gradients, until the step was run; and likewise
+    std::vector<py::object> gradients_;  // until the step was run; and likewise
     Owners owners_;
-    bool moved_ = true, all_stepped_ = true;
-    bool others_may_have_run_ = false;  // in a way that may have let another thread run
+    bool moved_ = true;  // something written, since it was last compared
+    bool all_stepped_ = true;
+    bool others_may_have_run_ = false;  // other threads, since memory was looked at
     char nothing_ = 0;
     py::str grad_name_ = py::reinterpret_steal<py::str>(PyUnicode_InternFromString("grad"));
     py::str storage_name_ =

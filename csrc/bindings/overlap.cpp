@@ -28,27 +28,27 @@ bool share_elements(const View& a, const View& b) {
 
 Overlaps& Overlaps::add(const View& view, const char* name, bool written) {
     const auto [begin, end] = view.range();
-    if (begin != end) pieces_.push_back({begin, end, name, &view, written});
+    if (begin != end) spans_.push_back({begin, end, name, &view, written});
     return *this;
 }
 
-void Overlaps::refuse(const Piece& a, const Piece& b) {
+void Overlaps::refuse(const Span& a, const Span& b) {
     if (share_elements(*a.view, *b.view)) {
-        const Piece &written = a.written ? a : b, &other = a.written ? b : a;
+        const Span &written = a.written ? a : b, &other = a.written ? b : a;
         raise_value(written.name, "memory of its own",
                     std::string("an overlap with ") + other.name);
     }
 }
 
 void Overlaps::check(bool in_place) {
-    std::sort(pieces_.begin(), pieces_.end(),
-              [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
+    std::sort(spans_.begin(), spans_.end(),
+              [](const Span& a, const Span& b) { return a.begin < b.begin; });
     nested_ = false;
     ends_.clear();
-    for (const Piece& piece : pieces_) ends_.push_back(piece.end);
-    for (std::size_t i = 0; i + 1 < pieces_.size(); ++i) {
-        for (std::size_t j = i + 1; j < pieces_.size() && pieces_[j].begin < pieces_[i].end; ++j) {
-            const Piece &a = pieces_[i], &b = pieces_[j];
+    for (const Span& span : spans_) ends_.push_back(span.end);
+    for (std::size_t i = 0; i + 1 < spans_.size(); ++i) {
+        for (std::size_t j = i + 1; j < spans_.size() && spans_[j].begin < spans_[i].end; ++j) {
+            const Span &a = spans_[i], &b = spans_[j];
             nested_ = true;
             const bool all = a.begin == b.begin && a.end == b.end && a.written != b.written;
             if ((a.written || b.written) && !(in_place && all)) refuse(a, b);
@@ -59,19 +59,19 @@ void Overlaps::check(bool in_place) {
 void Overlaps::check_read(const View& view, const char* name) const {
     const auto [begin, end] = view.range();
     if (begin == end) return;
-    const Piece read{begin, end, name, &view, false};
+    const Span read{begin, end, name, &view, false};
     // Ends are in order only where no range lies within another.
-    for (std::size_t at = nested_ ? 0 : first_after(begin); at < pieces_.size(); ++at) {
-        const Piece& piece = pieces_[at];
-        if (piece.begin >= end) break;
-        if (piece.written && piece.end > begin) refuse(piece, read);
+    for (std::size_t at = nested_ ? 0 : first_after(begin); at < spans_.size(); ++at) {
+        const Span& span = spans_[at];
+        if (span.begin >= end) break;
+        if (span.written && span.end > begin) refuse(span, read);
     }
 }
 
 bool Overlaps::clear_of(const char* begin, const char* end) const {
     if (nested_) return false;
     const std::size_t at = first_after(begin);
-    return at == pieces_.size() || pieces_[at].begin >= end;
+    return at == spans_.size() || spans_[at].begin >= end;
 }
 
 std::size_t Overlaps::first_after(const char* address) const {

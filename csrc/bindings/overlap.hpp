@@ -8,7 +8,7 @@ SP_BEGIN
 // Arrays that a call writes and reads, which must outlive this.
 class Overlaps {
    public:
-    void clear() { pieces_.clear(); }
+    void clear() { spans_.clear(); }
     Overlaps& writes(const View& view, const char* name) { return add(view, name, true); }
     Overlaps& reads(const View& view, const char* name) { return add(view, name, false); }
 
@@ -21,16 +21,16 @@ class Overlaps {
     bool clear_of(const char* begin, const char* end) const;
 
    private:
-    struct Piece {
+    struct Span {
         const char *begin, *end, *name;
         const View* view;
         bool written;
     };
     Overlaps& add(const View& view, const char* name, bool written);
-    static void refuse(const Piece& a, const Piece& b);
+    static void refuse(const Span& a, const Span& b);
     std::size_t first_after(const char* address) const;
 
-    std::vector<Piece> pieces_;      // in order of address once checked
+    std::vector<Span> spans_;        // in order of address once checked
     std::vector<const char*> ends_;  // theirs, close together for the search
     bool nested_ = false;            // ranges meet, though no elements do
 };

@@ -12,24 +12,24 @@ namespace {
 
 std::string type_of(const py::handle& object) { return Py_TYPE(object.ptr())->tp_name; }
 
-// DLPack's code for a NumPy dtype, opaque for what it has no code for.
-dlpack::DataType code_of(const py::dtype& type) {
+// DLPack's code for a NumPy dtype.
+dlpack::DataType code_of(const py::dtype& type, const char* name) {
     const auto bits = 8 * type.itemsize();
-    const auto make = [&](int code) {
-        return dlpack::DataType{std::uint8_t(bits < 256 ? code : dlpack::opaque),
-                                std::uint8_t(bits), 1};
+    const auto make = [&](std::uint8_t code) {
+        return dlpack::DataType{code, std::uint8_t(bits), 1};
     };
-    switch (type.kind()) {
-        case 'i': return make(0);
-        case 'u': return make(1);
-        case 'f': return make(2);
-        case 'c': return make(dlpack::complex);
-        case 'b': return make(dlpack::boolean);
-        case 'V':
-            if (std::string(py::str(type)) == "bfloat16") return dlpack::bfloat16;
-            [[fallthrough]];
-        default: return make(dlpack::opaque);
+    if (bits < 256) {
+        switch (type.kind()) {
+            case 'i': return make(0);
+            case 'u': return make(1);
+            case 'f': return make(2);
+            case 'c': return make(dlpack::complex);
+            case 'b': return make(dlpack::boolean);
+        }
     }
+    const std::string word = py::str(type);
+    if (word != "bfloat16") raise_type(name, "an array of numbers", "dtype " + word);
+    return dlpack::bfloat16;  // of ml_dtypes
 }
 
 // Only subclasses pay for the question.
@@ -49,7 +49,7 @@ View from_numpy(const py::handle& object, const char* name) {
     }
     View v;
     v.data = const_cast<void*>(a.data());
-    v.dtype = code_of(type);
+    v.dtype = code_of(type, name);
     v.shape.assign(a.shape(), a.shape() + a.ndim());
     for (py::ssize_t i = 0; i < a.ndim(); ++i) {
         if (a.itemsize() && a.strides(i) % a.itemsize() != 0) {
@@ -191,13 +191,6 @@ bool View::overlaps_itself() const {
         reach = stride * (extent - 1) + reach;
     }
     return false;
-}
-
-std::string View::dtype_name() const {
-    if (dtype.code == dlpack::opaque && py::isinstance<py::array>(owner)) {
-        return py::str(owner.attr("dtype"));
-    }
-    return name_of(dtype);
 }
 
 bool View::refresh(const py::handle& object, const char* name) {

@@ -11,6 +11,8 @@ SP_BEGIN
 
 enum class Access { read, write };
 
+std::string name_of(const dlpack::DataType& type);  // as NumPy has it
+
 // What an object's memory looks like at the moment; it is on this module's device.
 struct View {
     void* data = nullptr;
@@ -30,7 +32,7 @@ struct View {
     bool contiguous() const;
     // Whether two of its elements may share memory: not for strides that nest.
     bool overlaps_itself() const;
-    std::string dtype_name() const;  // as NumPy has it
+    std::string dtype_name() const { return name_of(dtype); }
     template <class T>
     T* as() const {
         return static_cast<T*>(data);
@@ -60,7 +62,6 @@ void refuse_wrappers(const py::handle& object, const char* name);
 // One of those that arithmetic reads and writes.
 Dtype real_dtype(const View& view, const char* name);
 
-std::string name_of(const dlpack::DataType& type);
 template <class T>
 constexpr dlpack::DataType type_of() {
     return sizeof(T) == 4 ? dlpack::float32 : dlpack::float64;

@@ -42,13 +42,13 @@ std::vector<index> dense_strides(const std::vector<index>& shape, const std::vec
 }
 
 void Layout::lay_out(const Placements& arrays, Tensor& t) {
-    std::vector<std::pair<const Placement*, Strided*>> pieces{{&arrays.p, &t.p},
-                                                              {&arrays.gradient, &t.gradient},
-                                                              {&arrays.ema, &t.ema},
-                                                              {&arrays.copy, &t.copy},
-                                                              {&arrays.remainder, &t.remainder}};
+    std::vector<std::pair<const Placement*, Strided*>> all{{&arrays.p, &t.p},
+                                                           {&arrays.gradient, &t.gradient},
+                                                           {&arrays.ema, &t.ema},
+                                                           {&arrays.copy, &t.copy},
+                                                           {&arrays.remainder, &t.remainder}};
     for (std::size_t k = 0; k < arrays.states.size(); ++k) {
-        pieces.emplace_back(&arrays.states[k], &t.state[k]);
+        all.emplace_back(&arrays.states[k], &t.state[k]);
     }
     const std::vector<index>& shape = *arrays.p.shape;
     t.size = product(shape);
@@ -63,8 +63,8 @@ void Layout::lay_out(const Placements& arrays, Tensor& t) {
             return strides[merged.back().back()] == strides[a] * shape[a];
         };
         const bool joins = !merged.empty() && as_one(c_strides) &&
-                           std::all_of(pieces.begin(), pieces.end(), [&](const auto& piece) {
-                               return !whole(*piece.first) || as_one(*piece.first->strides);
+                           std::all_of(all.begin(), all.end(), [&](const auto& array) {
+                               return !whole(*array.first) || as_one(*array.first->strides);
                            });
         if (!joins) merged.emplace_back();
         merged.back().push_back(a);
@@ -93,11 +93,11 @@ void Layout::lay_out(const Placements& arrays, Tensor& t) {
         return is_dense || t.size == 0 ? nullptr : out.data();
     };
     t.logical = merged_strides(c_strides, logical_);
-    for (std::size_t k = 0; k < pieces.size(); ++k) {
-        const Placement& array = *pieces[k].first;
-        *pieces[k].second = {array.data,
-                             whole(array) ? merged_strides(*array.strides, strides_[k]) : nullptr,
-                             array.dtype};
+    for (std::size_t k = 0; k < all.size(); ++k) {
+        const Placement& array = *all[k].first;
+        *all[k].second = {array.data,
+                          whole(array) ? merged_strides(*array.strides, strides_[k]) : nullptr,
+                          array.dtype};
     }
     if (arrays.matrix) {
         const std::size_t d = shape.size();
