@@ -365,6 +365,56 @@ def test_the_stub_names_what_the_extension_has() -> None:
         assert stub == public(getattr(_core, name)), name
 
 
+def arguments(function: ast.FunctionDef) -> list[str]:
+    """Names and defaults as they are written, without the types."""
+    for node in ast.walk(function.args):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+    return ast.unparse(function.args).split(", ")
+
+
+def bound(function: object) -> list[str]:
+    """What pybind11 writes of a function in the first line of its documentation."""
+    line = str(function.__doc__).strip().splitlines()[0]
+    (tree,) = ast.parse(f"def {line}: ...").body
+    assert isinstance(tree, ast.FunctionDef)
+    return arguments(tree)
+
+
+def mismatches(stub: ast.Module) -> list[str]:
+    """The functions and methods of a stub whose arguments are not those of the extension."""
+    found = []
+
+    def compare(owner: object, body: list[ast.stmt], prefix: str = "") -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                bases = (b for b in stub.body if isinstance(b, ast.ClassDef))
+                names = {ast.unparse(base) for base in node.bases}
+                inherited = [s for b in bases if b.name in names for s in b.body]
+                compare(getattr(owner, node.name), [*inherited, *node.body], f"{node.name}.")
+            elif isinstance(node, ast.FunctionDef) and not node.decorator_list:
+                here, there = arguments(node), bound(getattr(owner, node.name))
+                if here != there:
+                    found.append(f"{prefix}{node.name}: {here} is {there}")
+
+    compare(_core, stub.body)
+    return found
+
+
+def test_the_stub_has_the_arguments_of_the_extension() -> None:
+    text = (PACKAGE / "_core.pyi").read_text()
+    assert mismatches(ast.parse(text)) == []
+    for right, wrong in (
+        ("y: ArrayLike) -> float", "z: ArrayLike) -> float"),
+        ("unscale: float = 1.0", "unscale: float = 2.0"),
+        ("dy: ArrayLike,", "dz: ArrayLike,"),
+        ("    *,\n    out: ArrayLike", "    out: ArrayLike"),
+        ("def product(self, v: Any", "def product(self, direction: Any"),
+    ):
+        assert right in text, right
+        assert len(mismatches(ast.parse(text.replace(right, wrong)))) > 0, wrong
+
+
 def test_what_is_made_from_the_optimizers_is_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
     assert spec is not None

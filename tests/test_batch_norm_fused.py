@@ -865,6 +865,44 @@ def test_parts_are_the_whole(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("options", [{}, {"ghost": 5}, {"noise": norm.Noise(3)}], ids=str)
+def test_sums_that_nobody_adds_to(
+    rng: np.random.Generator, activation: str | None, options: dict[str, Any]
+) -> None:
+    x, dy, dyt, xt = rng.standard_normal((4, 12, 3))
+    weight, bias, weight_t, bias_t = rng.standard_normal((4, 3))
+    _, saved = norm.batch_norm(x, weight, bias, activation=activation, **options)
+    along = (weight_t, bias_t)
+    for call in (
+        lambda reduce: norm.batch_norm_backward(dy, saved, reduce=reduce),
+        lambda reduce: [norm.batch_norm_tangent(xt, saved, *along, reduce=reduce)],
+        lambda reduce: norm.batch_norm_backward_tangent(dy, dyt, xt, saved, *along, reduce=reduce),
+        lambda reduce: norm.batch_norm_double_backward(xt, *along, dy, saved, reduce=reduce),
+        lambda reduce: [norm.batch_norm_second_tangent(xt, dyt, saved, *along, reduce=reduce)],
+    ):
+        for parted, whole in zip(call(lambda sums: None), call(None), strict=True):
+            assert_array_equal(parted, whole)
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "message"),
+    [
+        ("axis", "one", "saved.axis: expected an int, got str"),
+        ("ghost", 2.5, "saved.ghost: expected an int, got float"),
+        ("count", None, "saved.count: expected a number, got NoneType"),
+        ("negative_slope", "steep", "saved.negative_slope: expected a number, got str"),
+        ("activation", 1, "activation: expected None or a word, got int"),
+    ],
+)
+def test_a_record_of_wrong_kinds_is_refused(field: str, wrong: Any, message: str) -> None:
+    x = np.arange(6.0).reshape(3, 2)
+    _, saved = norm.batch_norm(x)
+    setattr(saved, field, wrong)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        norm.batch_norm_backward(x, saved)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(8, 3), (4, 3, 5, 5), (2, 5, 5, 3)], ids=str)
 def test_equal_values(shape: tuple[int, ...], dtype: str) -> None:

@@ -1559,6 +1559,23 @@ class TestCompile:
         assert_near(torch.autograd.grad(y, p, dy), torch.autograd.grad(wanted, p, dy))
 
 
+def test_operators_keep_their_arguments() -> None:
+    """Graphs that the compiler has on disk call them by position."""
+    from saddlepoint.torch.nn import compiled
+
+    def kinds(operator: Any) -> list[str]:
+        schema = str(operator._opoverload._schema)
+        return [
+            a.split()[0] for a in schema[schema.index("(") + 1 : schema.index(") ->")].split(", ")
+        ]
+
+    tensors = ["Tensor", *["Tensor?"] * 3]
+    how = ["bool", "float?", "float", "str?", "float", "int?", "float[]?"]
+    assert kinds(compiled._forward) == [*tensors, *["Tensor?"] * 3, *how]
+    kept = ["bool", "str?", "float", "int?"]
+    assert kinds(compiled._backward) == ["Tensor", *tensors, "Tensor", *kept]
+
+
 class TestInductor:
     pytestmark = compiles
 

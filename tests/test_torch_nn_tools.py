@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -21,7 +23,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 import saddlepoint.torch.nn as ours
-from saddlepoint.norm import Noise
+from saddlepoint import _core
+from saddlepoint.norm import Noise, batch_norm_apply
+from saddlepoint.torch.nn import convert, functional
 
 torch.set_num_threads(1)
 pytestmark = [
@@ -491,3 +495,14 @@ def test_an_activation_with_another_forward_is_left_alone() -> None:
     x = torch.ones(2, 3)
     wanted = model(x)
     assert torch.allclose(ours.convert_batch_norm(model)(x), wanted)
+
+
+def test_torch_has_every_activation_of_the_norm() -> None:
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    zero, one = np.zeros(1), np.ones(1)
+    assert {*convert._ACTIVATIONS} == {*_core.batch_norm_activations}
+    for word, kind in convert._ACTIVATIONS.items():
+        slope = {"negative_slope": 0.2} if word == "leaky_relu" else {}
+        y, _ = batch_norm_apply(z.numpy()[:, None], zero, one, activation=word, negative_slope=0.2)
+        assert_allclose(y[:, 0], kind(**slope)(z), rtol=1e-14, atol=1e-16)
+        assert_allclose(y[:, 0], functional.activated(z, word, 0.2), rtol=1e-14, atol=1e-16)

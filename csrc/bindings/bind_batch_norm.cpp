@@ -1,6 +1,10 @@
 // Batch normalization on arrays that Python has allocated, in any layout.
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <array>
+#include <iterator>
+#include <optional>
 #include <tuple>
 
 #include "bindings/bind.hpp"
@@ -16,6 +20,7 @@ namespace {
 using namespace normalization;
 
 constexpr int most_axes = strided_axes;
+constexpr int most_arrays = 20;  // that a call has
 
 // How an array lies in memory; strides in elements.
 struct Seen {
@@ -119,6 +124,8 @@ class Call {
         if (x_.axes < 2) {
             raise_value("x", "at least 2 axes", text(x_.shape_list()));
         }
+        pieces_.reserve(most_arrays);
+        owners_.reserve(most_arrays);
         lay_out(channel_axis < 0 ? channel_axis + x_.axes : channel_axis, ghost);
         norm.shape = shape;
         norm.x = input(x, "x");
@@ -181,6 +188,14 @@ class Call {
         if (object.is_none()) return nullptr;
         return static_cast<std::uint8_t*>(
             memory(object, "gate", access, "uint8", {gate_bytes(shape)}));
+    }
+
+    // One value has no unbiased variance, and no derivative.
+    void require_variance() const {
+        const index least = shape.count_of(shape.groups() - 1);
+        if (least == 1) {
+            raise_value("x", "more than 1 value per channel when training", text(x_.shape_list()));
+        }
     }
 
     // `in_place`: an output may be an input, element by element.
@@ -365,93 +380,195 @@ class Call {
     std::vector<std::pair<Seen, void*>> gathered_, scattered_;
 };
 
-// (x, channel axis, sub-batch, weight, bias, statistics, activation, slope, residual, gate)
-Call call_of(const py::tuple& norm) {
-    if (norm.size() != 10) raise_value("norm", "10 entries", std::to_string(norm.size()));
-    Call call(norm[0], norm[1].cast<int>(), norm[2].cast<index>());
-    call.norm.weight = call.values(norm[3], "weight", Access::read);
-    call.norm.bias = call.values(norm[4], "bias", Access::read);
-    call.norm.activation = Activation(norm[6].cast<int>());
-    call.norm.slope = norm[7].cast<double>();
-    call.norm.residual = call.input(norm[8], "residual");
-    return call;
-}
-Call call_of_saved(const py::tuple& norm) {
-    Call call = call_of(norm);
-    call.statistics(norm[5], Access::read);
-    call.norm.gate = call.gate(norm[9], Access::read);
-    return call;
+std::string kind_of(const py::object& x) { return py::str(py::type::of(x).attr("__name__")); }
+
+Activation activation_of(const py::object& word) {
+    if (word.is_none()) return Activation::none;
+    if (!py::isinstance<py::str>(word)) raise_type("activation", "None or a word", kind_of(word));
+    const auto name = word.cast<std::string>();
+    for (std::size_t i = 1; i < std::size(activation_words); ++i) {
+        if (name == activation_words[i]) return Activation(i);
+    }
+    raise_value("activation", "None or one of batch_norm_activations", name);
 }
 
-// (sums, weighs, stages): the stages of Parts as bits, the first is 1.
-Parts parts_of(Call& call, const py::tuple& parts, int number) {
-    if (parts.size() != 3) raise_value("parts", "3 entries", std::to_string(parts.size()));
-    const int stages = parts[2].cast<int>();
-    const Access access = stages & 3 ? Access::write : Access::read;
-    return {(stages & 1) != 0, (stages & 2) != 0, (stages & 4) != 0,
-            call.table(parts[0], "sums", number, access), parts[1].cast<double>()};
+// A name that Python looks up without making a string of it.
+struct Name {
+    explicit Name(const char* text) : text(text), interned(PyUnicode_InternFromString(text)) {}
+    const char* text;
+    py::handle interned;
+};
+// The fields of saddlepoint.norm.Saved.
+struct Names {
+    Name x{"x"}, axis{"axis"}, ghost{"ghost"}, training{"training"}, count{"count"},
+        weight{"weight"}, bias{"bias"}, residual{"residual"}, statistics{"statistics"},
+        gate{"gate"}, activation{"activation"}, negative_slope{"negative_slope"};
+};
+const Names& names() {
+    static const Names all;
+    return all;
 }
+
+// A saddlepoint.norm.Saved.
+class Record {
+   public:
+    explicit Record(const py::handle& saved) : saved_(saved) {}
+
+    bool training() const { return get<bool>(names().training, "True or False"); }
+
+    Call layout() const {
+        const index ghost = training() ? get<index>(names().ghost, "an int") : 0;
+        return {(*this)[names().x], get<int>(names().axis, "an int"), ghost};
+    }
+    // Without statistics and gate, which the forward pass writes.
+    Call inputs(const py::object& residual) const {
+        Call call = layout();
+        call.norm.weight = call.values((*this)[names().weight], "weight", Access::read);
+        call.norm.bias = call.values((*this)[names().bias], "bias", Access::read);
+        call.norm.activation = activation_of((*this)[names().activation]);
+        call.norm.slope = get<double>(names().negative_slope, "a number");
+        call.norm.residual = call.input(residual, "residual");
+        return call;
+    }
+    void statistics(Call& call, Access access) const {
+        call.statistics((*this)[names().statistics], access);
+    }
+    std::uint8_t* gate(Call& call, Access access) const {
+        return call.gate((*this)[names().gate], access);
+    }
+    // All that a derivative needs.
+    Call all() const {
+        Call call = inputs((*this)[names().residual]);
+        statistics(call, Access::read);
+        call.norm.gate = gate(call, Access::read);
+        return call;
+    }
+    // As in Parts.
+    double weighs() const {
+        if (!training()) return 0.0;
+        const auto count = get<double>(names().count, "a number");
+        return count > 0.0 ? 1.0 / count : -1.0;
+    }
+    Parts parts(Call& call, const py::object& sums, const std::string& stage, int number) const {
+        const bool all = stage == "all";
+        Parts parts{all || stage == "sums", all || stage == "more_sums", all || stage == "apply"};
+        if (!parts.sum && !parts.more && !parts.apply) {
+            raise_value("stage", "all, sums, more_sums or apply", stage);
+        }
+        if (!all && sums.is_none()) raise_type("sums", "an array for one stage", "None");
+        const Access access = parts.sum || parts.more ? Access::write : Access::read;
+        parts.sums = call.table(sums, "sums", number, access);
+        parts.weighs = weighs();
+        return parts;
+    }
+
+   private:
+    py::object operator[](const Name& name) const { return py::getattr(saved_, name.interned); }
+    template <class T>
+    T get(const Name& name, const char* what) const {
+        const py::object value = (*this)[name];
+        py::detail::make_caster<T> caster;
+        if (caster.load(value, true)) return caster;
+        raise_type((std::string("saved.") + name.text).c_str(), what, kind_of(value));
+    }
+
+    py::handle saved_;
+};
 
 }  // namespace
 
 void bind_batch_norm(py::module_& m) {
-    m.def("batch_norm_gate_bytes", [](const py::object& x, int axis, index ghost) {
-        return gate_bytes(Call(x, axis, ghost).shape);
-    });
+    using namespace py::literals;
+    const py::kw_only by_name;
+    const py::none none;
 
-    m.def("batch_norm_moments", [](const py::object& x, int axis, const py::object& out) {
-        Call call(x, axis, 0);
-        double* const to = call.table(out, "out", 2, Access::write);
-        call.check(false);
-        call.go([&](const Stream& s) { moments(s, call.shape, call.norm.x, to); });
-    });
+    // Each activation, and whether it is curved.
+    py::dict activations;
+    for (std::size_t i = 1; i < std::size(activation_words); ++i) {
+        activations[activation_words[i]] = !piecewise_linear(Activation(i));
+    }
+    m.attr("batch_norm_activations") = activations;
 
-    // running: (mean, variance, momentum, batches seen), momentum None for the average of all
-    // batches; renorm: (r_max, d_max); noise: (seed, step, mean, scale).
-    m.def("batch_norm_forward",
-          [](const py::tuple& norm, int source, double eps, const py::tuple& running,
-             const py::object& renorm, const py::object& noise, const py::object& y_) {
-              Call call = call_of(norm);
-              Origin how;
-              how.source = Origin::Source(source);
-              how.eps = eps;
-              const bool training = how.source == Origin::batch;
-              const Access access = training ? Access::write : Access::read;
-              how.running_mean = call.values(running[0], "running_mean", access);
-              how.running_variance = call.values(running[1], "running_var", access);
-              how.cumulative = running[2].is_none();
-              if (!how.cumulative) how.momentum = running[2].cast<double>();
-              how.seen = running[3].cast<double>();
-              if (!renorm.is_none()) {
-                  std::tie(how.r_max, how.d_max) = renorm.cast<std::pair<double, double>>();
-              }
-              if (!noise.is_none()) {
-                  std::tie(how.seed, how.step, how.noise_mean, how.noise_scale) =
-                      noise.cast<std::tuple<std::uint64_t, std::uint64_t, double, double>>();
-              }
-              call.statistics(norm[5], how.source == Origin::given ? Access::read : Access::write);
-              std::uint8_t* const gate = call.gate(norm[9], Access::write);
-              void* const y = call.output(y_, "out");
-              call.check(!training);
-              call.go([&](const Stream& s) { forward(s, call.norm, how, y, gate); });
-          });
+    // (parts of the batch that have statistics of their own, bytes of a gate)
+    m.def(
+        "batch_norm_sizes",
+        [](const py::object& saved) {
+            const Shape shape = Record(saved).layout().shape;
+            return std::pair(shape.groups(), gate_bytes(shape));
+        },
+        "saved"_a);
 
-    m.def("batch_norm_backward",
-          [](const py::tuple& norm, const py::tuple& parts_, const py::object& dy_,
-             const py::object& dx_, const py::object& dresidual_, const py::object& dweight_,
-             const py::object& dbias_) {
-              Call call = call_of_saved(norm);
-              const Parts parts = parts_of(call, parts_, backward_sums);
-              const void* const dy = call.input(dy_, "dy");
-              void* const dx = call.output(dx_, "dx");
-              void* const dresidual = call.output(dresidual_, "dresidual");
-              const Values dweight = call.values(dweight_, "dweight", Access::write);
-              const Values dbias = call.values(dbias_, "dbias", Access::write);
-              call.check(false);
-              call.go([&](const Stream& s) {
-                  backward(s, call.norm, parts, dy, dx, dresidual, dweight, dbias);
-              });
-          });
+    m.def(
+        "batch_norm_moments",
+        [](const py::object& x, int axis, const py::object& out) {
+            Call call(x, axis, 0);
+            double* const to = call.table(out, "out", 2, Access::write);
+            call.check(false);
+            call.go([&](const Stream& s) { moments(s, call.shape, call.norm.x, to); });
+        },
+        "x"_a, "axis"_a, "out"_a);
+
+    // Writes out, and statistics and gate of `saved`. Statistics are the batch's in training,
+    // running ones in evaluation, and what is in `saved` where they are given. Without momentum
+    // running ones are the average over all batches, of which `seen` were before.
+    m.def(
+        "batch_norm_forward",
+        [](const py::object& saved, const py::object& out, const py::object& residual, bool given,
+           double eps, const py::object& running_mean, const py::object& running_var,
+           std::optional<double> momentum, double seen,
+           std::optional<std::pair<double, double>> renorm, const py::object& noise) {
+            const Record record(saved);
+            Call call = record.inputs(residual);
+            Origin how;
+            how.source = given               ? Origin::given
+                         : record.training() ? Origin::batch
+                                             : Origin::running;
+            const bool training = how.source == Origin::batch;
+            if (training) call.require_variance();
+            how.eps = eps;
+            const Access access = training ? Access::write : Access::read;
+            how.running_mean = call.values(running_mean, "running_mean", access);
+            how.running_variance = call.values(running_var, "running_var", access);
+            how.cumulative = !momentum;
+            how.momentum = momentum.value_or(0.0);
+            how.seen = seen;
+            if (renorm) std::tie(how.r_max, how.d_max) = *renorm;
+            if (!noise.is_none()) {
+                how.seed = noise.attr("seed").cast<std::uint64_t>();
+                how.step = noise.attr("step").cast<std::uint64_t>();
+                how.noise_mean = noise.attr("mean").cast<double>();
+                how.noise_scale = noise.attr("scale").cast<double>();
+            }
+            record.statistics(call, given ? Access::read : Access::write);
+            std::uint8_t* const gate = record.gate(call, Access::write);
+            void* const y = call.output(out, "out");
+            call.check(!training);
+            call.go([&](const Stream& s) { forward(s, call.norm, how, y, gate); });
+        },
+        "saved"_a, by_name, "out"_a, "residual"_a = none, "given"_a = false, "eps"_a = 0.0,
+        "running_mean"_a = none, "running_var"_a = none, "momentum"_a = none, "seen"_a = 0.0,
+        "renorm"_a = none, "noise"_a = none);
+
+    m.def(
+        "batch_norm_backward",
+        [](const py::object& saved, const py::object& dy_, const py::object& dx_,
+           const py::object& dresidual_, const py::object& dweight_, const py::object& dbias_,
+           const py::object& sums, const std::string& stage) {
+            const Record record(saved);
+            Call call = record.all();
+            const Parts parts = record.parts(call, sums, stage, backward_sums);
+            const void* const dy = call.input(dy_, "dy");
+            void* const dx = call.output(dx_, "dx");
+            void* const dresidual = call.output(dresidual_, "dresidual");
+            const Values dweight = call.values(dweight_, "dweight", Access::write);
+            const Values dbias = call.values(dbias_, "dbias", Access::write);
+            call.check(false);
+            call.go([&](const Stream& s) {
+                backward(s, call.norm, parts, dy, dx, dresidual, dweight, dbias);
+            });
+        },
+        "saved"_a, by_name, "dy"_a, "dx"_a = none, "dresidual"_a = none, "dweight"_a = none,
+        "dbias"_a = none, "sums"_a = none, "stage"_a = "all");
 
     const auto direction = [](Call& call, const py::object& x, const py::object& weight,
                               const py::object& bias, const py::object& residual) {
@@ -460,58 +577,79 @@ void bind_batch_norm(py::module_& m) {
                          call.values(bias, "bias_tangent", Access::read)};
     };
 
-    m.def("batch_norm_tangent",
-          [=](const py::tuple& norm, const py::tuple& parts_, const py::object& x,
-              const py::object& weight, const py::object& bias, const py::object& residual,
-              const py::object& yt_) {
-              Call call = call_of_saved(norm);
-              const Parts parts = parts_of(call, parts_, tangent_sums);
-              const Direction along = direction(call, x, weight, bias, residual);
-              void* const yt = call.output(yt_, "y_tangent");
-              call.check(false);
-              call.go([&](const Stream& s) { tangent(s, call.norm, parts, along, yt); });
-          });
+    m.def(
+        "batch_norm_tangent",
+        [=](const py::object& saved, const py::object& x, const py::object& weight,
+            const py::object& bias, const py::object& residual, const py::object& yt_,
+            const py::object& sums, const std::string& stage) {
+            const Record record(saved);
+            Call call = record.all();
+            const Parts parts = record.parts(call, sums, stage, tangent_sums);
+            const Direction along = direction(call, x, weight, bias, residual);
+            void* const yt = call.output(yt_, "y_tangent");
+            call.check(false);
+            call.go([&](const Stream& s) { tangent(s, call.norm, parts, along, yt); });
+        },
+        "saved"_a, by_name, "x_tangent"_a = none, "weight_tangent"_a = none,
+        "bias_tangent"_a = none, "residual_tangent"_a = none, "y_tangent"_a = none, "sums"_a = none,
+        "stage"_a = "all");
 
-    m.def("batch_norm_second_tangent", [=](const py::tuple& norm, const py::tuple& parts_,
-                                           const py::object& x, const py::object& weight,
-                                           const py::object& bias, const py::object& residual,
-                                           const py::object& x2, const py::object& weight2,
-                                           const py::object& bias2, const py::object& residual2,
-                                           const py::object& ytt_) {
-        Call call = call_of_saved(norm);
-        const Parts parts = parts_of(call, parts_, second_tangent_sums);
-        const Direction along = direction(call, x, weight, bias, residual);
-        const Direction other{call.input(x2, "x_tangent2"),
-                              call.input(residual2, "residual_tangent2"),
-                              call.values(weight2, "weight_tangent2", Access::read),
-                              call.values(bias2, "bias_tangent2", Access::read)};
-        void* const ytt = call.output(ytt_, "y_tangent2");
-        call.check(false);
-        call.go([&](const Stream& s) { second_tangent(s, call.norm, parts, along, other, ytt); });
-    });
+    m.def(
+        "batch_norm_second_tangent",
+        [=](const py::object& saved, const py::object& x, const py::object& weight,
+            const py::object& bias, const py::object& residual, const py::object& x2,
+            const py::object& weight2, const py::object& bias2, const py::object& residual2,
+            const py::object& ytt_, const py::object& sums, const std::string& stage) {
+            const Record record(saved);
+            Call call = record.all();
+            const Parts parts = record.parts(call, sums, stage, second_tangent_sums);
+            const Direction along = direction(call, x, weight, bias, residual);
+            const Direction other{call.input(x2, "x_tangent2"),
+                                  call.input(residual2, "residual_tangent2"),
+                                  call.values(weight2, "weight_tangent2", Access::read),
+                                  call.values(bias2, "bias_tangent2", Access::read)};
+            void* const ytt = call.output(ytt_, "y_tangent2");
+            call.check(false);
+            call.go(
+                [&](const Stream& s) { second_tangent(s, call.norm, parts, along, other, ytt); });
+        },
+        "saved"_a, by_name, "x_tangent"_a = none, "weight_tangent"_a = none,
+        "bias_tangent"_a = none, "residual_tangent"_a = none, "x_tangent2"_a = none,
+        "weight_tangent2"_a = none, "bias_tangent2"_a = none, "residual_tangent2"_a = none,
+        "y_tangent2"_a = none, "sums"_a = none, "stage"_a = "all");
 
-    m.def("batch_norm_second",
-          [=](const py::tuple& norm, const py::tuple& parts_, const py::object& x,
-              const py::object& weight, const py::object& bias, const py::object& residual,
-              const py::object& dy_, const py::object& dyt_, const py::object& dxt_,
-              const py::object& dresidual_t_, const py::object& yt_, const py::object& dweight_t_,
-              const py::object& dbias_t_) {
-              Call call = call_of_saved(norm);
-              const Parts parts = parts_of(call, parts_, second_sums);
-              const Direction along = direction(call, x, weight, bias, residual);
-              const void* const dy = call.input(dy_, "dy");
-              const void* const dyt = call.input(dyt_, "dy_tangent");
-              void* const dxt = call.output(dxt_, "dx_tangent");
-              void* const dresidual_t = call.output(dresidual_t_, "dresidual_tangent");
-              void* const yt = call.output(yt_, "y_tangent");
-              const Values dweight_t = call.values(dweight_t_, "dweight_tangent", Access::write);
-              const Values dbias_t = call.values(dbias_t_, "dbias_tangent", Access::write);
-              call.check(false);
-              call.go([&](const Stream& s) {
-                  second(s, call.norm, parts, along, dy, dyt, dxt, dresidual_t, yt, dweight_t,
-                         dbias_t);
-              });
-          });
+    // The tangent of the backward pass; and y' where it is wanted. Where `sums` are everybody's,
+    // `own` are this process's, which its share of the parameters' gradients is of.
+    m.def(
+        "batch_norm_second",
+        [=](const py::object& saved, const py::object& x, const py::object& weight,
+            const py::object& bias, const py::object& residual, const py::object& dy_,
+            const py::object& dyt_, const py::object& dxt_, const py::object& dresidual_t_,
+            const py::object& yt_, const py::object& dweight_t_, const py::object& dbias_t_,
+            const py::object& sums, const py::object& own, const std::string& stage) {
+            const Record record(saved);
+            Call call = record.all();
+            Parts parts = record.parts(call, sums, stage, second_sums);
+            parts.own = call.table(own, "own", second_sums, Access::read);
+            const Direction along = direction(call, x, weight, bias, residual);
+            const void* const dy = call.input(dy_, "dy");
+            const void* const dyt = call.input(dyt_, "dy_tangent");
+            void* const dxt = call.output(dxt_, "dx_tangent");
+            void* const dresidual_t = call.output(dresidual_t_, "dresidual_tangent");
+            void* const yt = call.output(yt_, "y_tangent");
+            const Values dweight_t = call.values(dweight_t_, "dweight_tangent", Access::write);
+            const Values dbias_t = call.values(dbias_t_, "dbias_tangent", Access::write);
+            call.check(false);
+            call.go([&](const Stream& s) {
+                second(s, call.norm, parts, along, dy, dyt, dxt, dresidual_t, yt, dweight_t,
+                       dbias_t);
+            });
+        },
+        "saved"_a, by_name, "x_tangent"_a = none, "weight_tangent"_a = none,
+        "bias_tangent"_a = none, "residual_tangent"_a = none, "dy"_a, "dy_tangent"_a = none,
+        "dx_tangent"_a = none, "dresidual_tangent"_a = none, "y_tangent"_a = none,
+        "dweight_tangent"_a = none, "dbias_tangent"_a = none, "sums"_a = none, "own"_a = none,
+        "stage"_a = "all");
 }
 
 SP_END

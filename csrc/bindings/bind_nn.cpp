@@ -245,17 +245,18 @@ void bind_pass(py::module_& m, const char* name) {
              py::arg("spec"), py::arg("rows"), py::arg("level"), py::arg("frozen"),
              py::arg("input_gradient") = false, py::arg("scratch") = nullptr)
         .def_property_readonly("nbytes", &P::bytes)
-        .def("tangent_nbytes", &P::tangent_bytes)
+        .def("tangent_nbytes", &P::tangent_bytes, py::arg("directions"))
         .def("evaluate", &P::evaluate, py::arg("x"), py::arg("y"), py::arg("indices"),
              py::arg("theta"), py::arg("buffers"), py::arg("update_buffers"), py::arg("weight"),
              py::arg("gradient"), py::arg("accumulate"))
         .def("release", &P::release)
         .def("loss", &P::loss)
-        .def("output", &P::output)
+        .def("output", &P::output, py::arg("out"))
         .def("product", &P::product, py::arg("v"), py::arg("out"), py::arg("accumulate"))
-        .def("backward", &P::backward)
-        .def("forward_tangent", &P::forward_tangent)
-        .def("backward_tangent", &P::backward_tangent);
+        .def("backward", &P::backward, py::arg("dy"), py::arg("gradient"), py::arg("dx"))
+        .def("forward_tangent", &P::forward_tangent, py::arg("v"), py::arg("xt"), py::arg("yt"))
+        .def("backward_tangent", &P::backward_tangent, py::arg("dyt"), py::arg("out"),
+             py::arg("dxt"));
 }
 
 }  // namespace

@@ -23,33 +23,42 @@ void check_same_shape(const View& x, const View& y) {
 }  // namespace
 
 void bind_ops(py::module_& m) {
-    m.def("dot", [](const py::object& x_, const py::object& y_) {
-        const View x = borrow(x_, "x", Access::read), y = borrow(y_, "y", Access::read);
-        check_same_shape(x, y);
-        return for_dtype(x, "x", [&](auto zero) {
-            using T = decltype(zero);
-            const py::gil_scoped_release release;
-            return dot<T>(current_stream(), x.size(), x.as<T>(), y.as<T>());
-        });
-    });
-    m.def("axpy", [](double a, const py::object& x_, const py::object& y_) {
-        const View x = borrow(x_, "x", Access::read), y = borrow(y_, "y", Access::write);
-        check_same_shape(x, y);
-        Overlaps().writes(y, "y").reads(x, "x").check();
-        for_dtype(x, "x", [&](auto zero) {
-            using T = decltype(zero);
-            const py::gil_scoped_release release;
-            axpy<T>(current_stream(), x.size(), T(a), x.as<T>(), y.as<T>());
-        });
-    });
-    m.def("scale", [](double a, const py::object& x_) {
-        const View x = borrow(x_, "x", Access::write);
-        for_dtype(x, "x", [&](auto zero) {
-            using T = decltype(zero);
-            const py::gil_scoped_release release;
-            scale<T>(current_stream(), x.size(), T(a), x.as<T>());
-        });
-    });
+    m.def(
+        "dot",
+        [](const py::object& x_, const py::object& y_) {
+            const View x = borrow(x_, "x", Access::read), y = borrow(y_, "y", Access::read);
+            check_same_shape(x, y);
+            return for_dtype(x, "x", [&](auto zero) {
+                using T = decltype(zero);
+                const py::gil_scoped_release release;
+                return dot<T>(current_stream(), x.size(), x.as<T>(), y.as<T>());
+            });
+        },
+        py::arg("x"), py::arg("y"));
+    m.def(
+        "axpy",
+        [](double a, const py::object& x_, const py::object& y_) {
+            const View x = borrow(x_, "x", Access::read), y = borrow(y_, "y", Access::write);
+            check_same_shape(x, y);
+            Overlaps().writes(y, "y").reads(x, "x").check();
+            for_dtype(x, "x", [&](auto zero) {
+                using T = decltype(zero);
+                const py::gil_scoped_release release;
+                axpy<T>(current_stream(), x.size(), T(a), x.as<T>(), y.as<T>());
+            });
+        },
+        py::arg("a"), py::arg("x"), py::arg("y"));
+    m.def(
+        "scale",
+        [](double a, const py::object& x_) {
+            const View x = borrow(x_, "x", Access::write);
+            for_dtype(x, "x", [&](auto zero) {
+                using T = decltype(zero);
+                const py::gil_scoped_release release;
+                scale<T>(current_stream(), x.size(), T(a), x.as<T>());
+            });
+        },
+        py::arg("a"), py::arg("x"));
 }
 
 SP_END

@@ -18,14 +18,20 @@ py::object keep_until_done(py::object owner) { return owner; }
 
 void bind_device(py::module_& m) {
     m.def("num_threads", &num_threads);
-    m.def("set_num_threads", [](int n) {
-        if (n < 1) raise_value("n", "at least 1", std::to_string(n));
-        set_num_threads(n);
-    });
+    m.def(
+        "set_num_threads",
+        [](int n) {
+            if (n < 1) raise_value("n", "at least 1", std::to_string(n));
+            set_num_threads(n);
+        },
+        py::arg("n"));
     m.def("isa", &isa_name);
-    m.def("set_isa", [](const char* name) {
-        if (!set_isa(name)) raise_value("name", "an instruction set of this machine", name);
-    });
+    m.def(
+        "set_isa",
+        [](const char* name) {
+            if (!set_isa(name)) raise_value("name", "an instruction set of this machine", name);
+        },
+        py::arg("name"));
     m.def("blas", &blas_name);
 }
 

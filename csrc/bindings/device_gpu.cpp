@@ -134,7 +134,7 @@ void bind_device(py::module_& m) {
         stream.synchronize();
     });
     m.def("blas", &blas_name);
-    m.def("set_cublas_path", &set_library_path);
+    m.def("set_cublas_path", &set_library_path, py::arg("path"));
 }
 
 SP_END

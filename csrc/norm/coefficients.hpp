@@ -16,20 +16,18 @@ namespace normalization {
 struct Task {
     Norm norm{};
     Origin how{};
-    double* moments = nullptr;  // where they go, if nothing else becomes of them
-    double* sums = nullptr;     // (number, groups, channels)
-    double weighs = -1.0;       // as in Parts
+    double* moments = nullptr;    // where they go, if nothing else becomes of them
+    double* sums = nullptr;       // (number, groups, channels)
+    const double* own = nullptr;  // as in Parts
+    double weighs = -1.0;         // as in Parts
     Direction along{}, other{};
     Values dweight{}, dbias{};  // the parameters' gradients, or the tangents of those
 
-    SP_HD double& table(Table t, index g, index c) const {
-        const Shape& s = norm.shape;
-        return norm.statistics[(index(t) * s.groups() + g) * s.channels + c];
+    SP_HD double& table(Table t, index g, index c) const { return norm.statistics[at(t, g, c)]; }
+    SP_HD index at(int k, index g, index c) const {
+        return (k * norm.shape.groups() + g) * norm.shape.channels + c;
     }
-    SP_HD double& sum(int k, index g, index c) const {
-        const Shape& s = norm.shape;
-        return sums[(k * s.groups() + g) * s.channels + c];
-    }
+    SP_HD double& sum(int k, index g, index c) const { return sums[at(k, g, c)]; }
     // What a sum is multiplied by to make a mean.
     SP_HD double share(index g) const {
         return weighs < 0.0 ? 1.0 / double(norm.shape.count_of(g)) : weighs;
@@ -92,20 +90,21 @@ SP_HD double direction(const Direction& along, const Channel& k, index c, double
     return times_h;
 }
 
-// sum (h dz)'
-SP_HD double product(const Task& t, const Channel& k, index g, index c) {
-    double onto_dz = t.sum(S3, g, c);
+// sum (h dz)' of the elements that `sums` are of; the means are those of all.
+SP_HD double product(const Task& t, const double* sums, const Channel& k, index g, index c) {
+    double onto_dz = sums[t.at(S3, g, c)];
     if (t.coupled()) {
-        onto_dz = onto_dz - t.mean(X1, g, c) * t.sum(S1, g, c) - t.mean(X2, g, c) * t.sum(S2, g, c);
+        onto_dz = onto_dz - t.mean(X1, g, c) * sums[t.at(S1, g, c)] -
+                  t.mean(X2, g, c) * sums[t.at(S2, g, c)];
     }
-    return t.sum(S5, g, c) + k.r * onto_dz;
+    return sums[t.at(S5, g, c)] + k.r * onto_dz;
 }
 
 // dx' = e dz + e dz' + e x' + e (x - mean) + e; times_h is that of the direction.
 SP_HD void second(const Task& t, const Channel& k, index g, index c, double times_h, double* e) {
     const double x1 = t.mean(X1, g, c), x2 = t.mean(X2, g, c);
     const double m1 = t.mean(S1, g, c), m2 = t.mean(S2, g, c);
-    const double m1t = t.mean(S4, g, c), m2t = t.share(g) * product(t, k, g, c);
+    const double m1t = t.mean(S4, g, c), m2t = t.share(g) * product(t, t.sums, k, g, c);
     const double scale_t = k.r * times_h, d = k.scale;
     const double onto_h = -scale_t * m2 + d * k.r * x2 * m2 - d * m2t;
     e[0] = scale_t;
@@ -260,11 +259,13 @@ SP_HD void gradients(const Task& t, index c) {
     t.dbias.set(c, db);
 }
 SP_HD void gradient_tangents(const Task& t, index c) {
+    const double* const own = t.own ? t.own : t.sums;
     double dw = 0.0, db = 0.0;
     for (index g = 0; g < t.norm.shape.groups(); ++g) {
         const Channel k = channel(t, g, c);
-        dw += k.of_h(product(t, k, g, c), t.sum(S4, g, c));
-        db += k.gamma * t.sum(S4, g, c);
+        const double shift = own[t.at(S4, g, c)];
+        dw += k.of_h(product(t, own, k, g, c), shift);
+        db += k.gamma * shift;
     }
     t.dweight.set(c, dw);
     t.dbias.set(c, db);
@@ -275,6 +276,7 @@ SP_HD void finish(const Task& t, Function function, index c) {
     switch (function) {
         case Function::recall: return recall(t, c);
         case Function::backward_sums: return gradients(t, c);
+        case Function::own_gradients:
         case Function::more_second_sums: return gradient_tangents(t, c);
         case Function::second_sums:
             if (piecewise_linear(t.norm.activation)) return gradient_tangents(t, c);

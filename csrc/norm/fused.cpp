@@ -37,6 +37,7 @@ struct Derivative {
         : stream(stream), task{norm} {
         task.weighs = parts.weighs;
         task.sums = parts.sums;
+        task.own = parts.own;
         if (parts.sums) return;
         const Shape& s = norm.shape;
         own = Buffer(stream, sums * s.groups() * s.channels * sizeof(double));
@@ -145,6 +146,7 @@ void second(const Stream& stream, const Norm& norm, const Parts& parts, const Di
         return s;
     };
     if (parts.more && !piecewise) all(Function::more_second_sums);
+    if (parts.own) d.add(Function::own_gradients);
     if (parts.apply) {
         Sweep& map = all(Function::second);
         map.out[0] = dxt;

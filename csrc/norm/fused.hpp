@@ -95,11 +95,13 @@ void moments(const Stream& stream, const Shape& shape, const void* x, double* ou
 // Derivatives go in parts, sums over the channels and the rest, so that others can add their sums
 // in between. Of a smooth activation `second` has more sums, which need the first ones. `sums` are
 // (number, groups, channels); `weighs` is one over the number of elements that share statistics, 0
-// for statistics that do not depend on x, below 0 for the size of each group here.
+// for statistics that do not depend on x, below 0 for the size of each group here. Where `sums` are
+// everybody's, `second` takes the parameters' gradients of `own`, with everybody's means.
 struct Parts {
     bool sum = true, more = true, apply = true;
     double* sums = nullptr;
     double weighs = -1.0;
+    const double* own = nullptr;
 };
 
 // (sum dz, sum dz h)

@@ -35,7 +35,7 @@ struct Stage {
     Sweep sweep;
     int coefficients = coefficients_of(sweep.function),
         sums = sums_of(sweep.function, sweep.activation);
-    bool maps = sums == 0 && sweep.function != Function::recall;
+    bool maps = sums == 0 && !without_pass(sweep.function);
     double* partial = nullptr;  // (groups, slabs, sums, channels)
 };
 

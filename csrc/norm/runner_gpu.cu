@@ -263,10 +263,10 @@ void take(const Stream& stream, const Task& task, const std::vector<Sweep>& pass
     step.table = found + 2 * each;
     const auto go_between = [&](const Sweep* next) {
         const bool needed =
-            next && next->function != Function::moments && next->function != Function::recall;
+            next && next->function != Function::moments && !without_pass(next->function);
         step.next = needed ? next->function : Function::forward;
         step.coefficients = needed && s.size() ? coefficients_of(next->function) : 0;
-        const bool due = step.sums || step.function == Function::recall;
+        const bool due = step.sums || without_pass(step.function);
         if (!due && step.coefficients == 0) return;
         const unsigned blocks = unsigned(std::min<index>(up(s.channels, threads / warp), 1 << 20));
         normalization::launch(stream, between, blocks, threads, 0, task, step);
@@ -276,11 +276,11 @@ void take(const Stream& stream, const Task& task, const std::vector<Sweep>& pass
         launch.sweep = passes[i];
         const Function function = passes[i].function;
         step.sums = sums_of(function, passes[i].activation);
-        if (function != Function::recall && s.size()) {
+        if (!without_pass(function) && s.size()) {
             pass(launch);
             walk.backward = !walk.backward;
         }
-        if (step.sums || function == Function::recall) {
+        if (step.sums || without_pass(function)) {
             step.function = function;
             go_between(i + 1 < passes.size() ? &passes[i + 1] : nullptr);
         }

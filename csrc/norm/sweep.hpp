@@ -10,6 +10,7 @@ SP_BEGIN
 namespace normalization {
 
 enum class Activation : std::uint8_t { none, relu, leaky_relu, gelu, tanh };
+constexpr const char* activation_words[] = {nullptr, "relu", "leaky_relu", "gelu", "tanh"};
 constexpr bool piecewise_linear(Activation a) {
     return a != Activation::gelu && a != Activation::tanh;
 }
@@ -33,7 +34,8 @@ constexpr index row_tile = 1024, row_stride = row_tile + 48;
 constexpr int most_sums = 7, most_coefficients = 13;
 
 enum class Function : std::uint8_t {
-    recall,  // no pass: the statistics are the running ones
+    recall,         // no pass: the statistics are the running ones
+    own_gradients,  // no pass: of the parameters, from this process's share of the sums
     moments,
     forward,
     backward_sums,
@@ -46,10 +48,14 @@ enum class Function : std::uint8_t {
     second_tangent_sums,
     second_tangent
 };
+constexpr bool without_pass(Function function) {
+    return function == Function::recall || function == Function::own_gradients;
+}
 // How many coefficients a pass takes, and how many sums it gives; none where it maps.
 constexpr int coefficients_of(Function function) {
     switch (function) {
-        case Function::recall: return 0;
+        case Function::recall:
+        case Function::own_gradients: return 0;
         case Function::moments: return Moments::coefficients;
         case Function::forward: return Forward<Piecewise>::coefficients;
         case Function::backward_sums: return BackwardSums<Piecewise>::coefficients;

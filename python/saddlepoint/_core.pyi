@@ -1,6 +1,12 @@
 """The CPU extension; `_cuda` has the same classes and functions for its device."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+from .kinds import ArrayLike
+from .norm import Noise, Saved
+
+_Stage: TypeAlias = Literal["all", "sums", "more_sums", "apply"]
 
 version: str
 activations: list[str]
@@ -11,9 +17,9 @@ def set_num_threads(n: int) -> None: ...
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...
 def blas() -> str: ...
-def dot(x: Any, y: Any) -> float: ...
-def axpy(a: float, x: Any, y: Any) -> None: ...
-def scale(a: float, x: Any) -> None: ...
+def dot(x: ArrayLike, y: ArrayLike) -> float: ...
+def axpy(a: float, x: ArrayLike, y: ArrayLike) -> None: ...
+def scale(a: float, x: ArrayLike) -> None: ...
 
 class Buffer:
     def __init__(self, nbytes: int) -> None: ...
@@ -45,6 +51,7 @@ class Update:
         ema: Any = None,
         copy: Any = None,
         remainder: Any = None,
+        clock: Sequence[Any] = (),
     ) -> None: ...
     def clock(self, i: int) -> tuple[int, list[float]]: ...
     def dense(self, i: int) -> tuple[tuple[int, ...], tuple[int, ...], str]: ...
@@ -109,60 +116,76 @@ class Pass_float32:
 
 class Pass_float64(Pass_float32): ...
 
-def batch_norm_gate_bytes(x: Any, axis: int, ghost: int) -> int: ...
-def batch_norm_moments(x: Any, axis: int, out: Any) -> None: ...
+batch_norm_activations: dict[str, bool]
+
+def batch_norm_sizes(saved: Saved) -> tuple[int, int]: ...
+def batch_norm_moments(x: ArrayLike, axis: int, out: ArrayLike) -> None: ...
 def batch_norm_forward(
-    layer: tuple[Any, ...],
-    source: int,
-    eps: float,
-    running: tuple[Any, Any, float, float],
-    renorm: tuple[float, float] | None,
-    noise: tuple[int, int, float, float] | None,
-    out: Any,
+    saved: Saved,
+    *,
+    out: ArrayLike,
+    residual: ArrayLike | None = None,
+    given: bool = False,
+    eps: float = 0.0,
+    running_mean: ArrayLike | None = None,
+    running_var: ArrayLike | None = None,
+    momentum: float | None = None,
+    seen: float = 0.0,
+    renorm: tuple[float, float] | None = None,
+    noise: Noise | None = None,
 ) -> None: ...
 def batch_norm_backward(
-    layer: tuple[Any, ...],
-    parts: tuple[Any, float, int],
-    dy: Any,
-    dx: Any,
-    dresidual: Any,
-    dweight: Any,
-    dbias: Any,
+    saved: Saved,
+    *,
+    dy: ArrayLike,
+    dx: ArrayLike | None = None,
+    dresidual: ArrayLike | None = None,
+    dweight: ArrayLike | None = None,
+    dbias: ArrayLike | None = None,
+    sums: ArrayLike | None = None,
+    stage: _Stage = "all",
 ) -> None: ...
 def batch_norm_tangent(
-    layer: tuple[Any, ...],
-    parts: tuple[Any, float, int],
-    x_tangent: Any,
-    weight_tangent: Any,
-    bias_tangent: Any,
-    residual_tangent: Any,
-    y_tangent: Any,
+    saved: Saved,
+    *,
+    x_tangent: ArrayLike | None = None,
+    weight_tangent: ArrayLike | None = None,
+    bias_tangent: ArrayLike | None = None,
+    residual_tangent: ArrayLike | None = None,
+    y_tangent: ArrayLike | None = None,
+    sums: ArrayLike | None = None,
+    stage: _Stage = "all",
 ) -> None: ...
 def batch_norm_second_tangent(
-    layer: tuple[Any, ...],
-    parts: tuple[Any, float, int],
-    x_tangent: Any,
-    weight_tangent: Any,
-    bias_tangent: Any,
-    residual_tangent: Any,
-    x_tangent2: Any,
-    weight_tangent2: Any,
-    bias_tangent2: Any,
-    residual_tangent2: Any,
-    y_tangent2: Any,
+    saved: Saved,
+    *,
+    x_tangent: ArrayLike | None = None,
+    weight_tangent: ArrayLike | None = None,
+    bias_tangent: ArrayLike | None = None,
+    residual_tangent: ArrayLike | None = None,
+    x_tangent2: ArrayLike | None = None,
+    weight_tangent2: ArrayLike | None = None,
+    bias_tangent2: ArrayLike | None = None,
+    residual_tangent2: ArrayLike | None = None,
+    y_tangent2: ArrayLike | None = None,
+    sums: ArrayLike | None = None,
+    stage: _Stage = "all",
 ) -> None: ...
 def batch_norm_second(
-    layer: tuple[Any, ...],
-    parts: tuple[Any, float, int],
-    x_tangent: Any,
-    weight_tangent: Any,
-    bias_tangent: Any,
-    residual_tangent: Any,
-    dy: Any,
-    dy_tangent: Any,
-    dx_tangent: Any,
-    dresidual_tangent: Any,
-    y_tangent: Any,
-    dweight_tangent: Any,
-    dbias_tangent: Any,
+    saved: Saved,
+    *,
+    x_tangent: ArrayLike | None = None,
+    weight_tangent: ArrayLike | None = None,
+    bias_tangent: ArrayLike | None = None,
+    residual_tangent: ArrayLike | None = None,
+    dy: ArrayLike,
+    dy_tangent: ArrayLike | None = None,
+    dx_tangent: ArrayLike | None = None,
+    dresidual_tangent: ArrayLike | None = None,
+    y_tangent: ArrayLike | None = None,
+    dweight_tangent: ArrayLike | None = None,
+    dbias_tangent: ArrayLike | None = None,
+    sums: ArrayLike | None = None,
+    own: ArrayLike | None = None,
+    stage: _Stage = "all",
 ) -> None: ...

@@ -252,14 +252,8 @@ PYTHON = [
     ),
     Mutation(
         "torch/nn/compiled.py",
-        "rows = ghost if training and ghost and",
-        "rows = ghost if ghost and",
-        "test_torch_nn.py -k ghosts_are",
-    ),
-    Mutation(
-        "torch/nn/compiled.py",
-        "(running_mean, running_var, batches), new",
-        "(running_mean, running_var, None), new",
+        "zip(given[_INPUTS:], new, strict=True)",
+        "zip(given[_INPUTS:-1], new, strict=False)",
         "test_torch_nn.py -k Compile",
     ),
     Mutation(
@@ -306,34 +300,22 @@ PYTHON = [
     ),
     # norm
     Mutation(
-        "norm/batch_norm.py",
-        "last = shape[0] % ghost if ghost else 0",
-        "last = 0",
-        "test_batch_norm_fused.py -k 'refus or variants'",
-    ),
-    Mutation(
-        "norm/batch_norm.py",
+        "norm/first.py",
         "count += groups",
         "count += 1",
         "test_batch_norm_fused.py -k ghost_batch_counts",
     ),
     Mutation(
-        "norm/batch_norm.py",
+        "norm/parts.py",
         "(elements * (total - elements) / total)",
         "(elements * total / total)",
         "test_batch_norm_fused.py -k parts",
     ),
     Mutation(
-        "norm/batch_norm.py",
+        "norm/options.py",
         "0.0 <= momentum <= 1.0",
         "0.0 < momentum <= 1.0",
         "test_batch_norm_fused.py -k momentum",
-    ),
-    Mutation(
-        "norm/batch_norm.py",
-        "1.0 / self.count if self.count else -1.0",
-        "-1.0",
-        "test_batch_norm_fused.py -k parts",
     ),
     Mutation(
         "kinds.py",
@@ -697,6 +679,30 @@ CPP = [
         "return small && !constant(sweep, runs);",
         "return false;",
         "test_batch_norm_range.py",
+    ),
+    Mutation(
+        "norm/coefficients.hpp",
+        "t.own ? t.own : t.sums",
+        "t.sums",
+        "test_batch_norm_fused.py -k parts",
+    ),
+    Mutation(
+        "bindings/bind_batch_norm.cpp",
+        "shape.count_of(shape.groups() - 1)",
+        "shape.count_of(0)",
+        "test_batch_norm_fused.py -k 'refus or variants'",
+    ),
+    Mutation(
+        "bindings/bind_batch_norm.cpp",
+        "training() ? get<index>",
+        "true ? get<index>",
+        "test_torch_nn.py -k ghosts_are",
+    ),
+    Mutation(
+        "bindings/bind_batch_norm.cpp",
+        "count > 0.0 ? 1.0 / count : -1.0",
+        "-1.0",
+        "test_batch_norm_fused.py -k parts",
     ),
     Mutation("norm/fused.cpp", "piecewise ? dyt : nullptr", "nullptr", "test_batch_norm_fused.py"),
     Mutation(

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..errors import brief, count, expected, flag
 from ..kinds import float_dtype
-from ..norm.batch_norm import check_numbers
+from ..norm.options import check_numbers
 from ..vector import generator as make_generator
 from . import init
 

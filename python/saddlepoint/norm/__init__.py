@@ -1,20 +1,19 @@
 """Batch normalization of arrays: forward, backward, and everything to second order."""
 
-from .batch_norm import (
-    Moments,
-    Noise,
-    Saved,
-    batch_norm,
+from .first import batch_norm, batch_norm_backward, batch_norm_tangent
+from .options import Noise
+from .parts import (
     batch_norm_apply,
-    batch_norm_backward,
     batch_norm_backward_apply,
     batch_norm_backward_reduce,
+    batch_norm_statistics,
+    combine,
+)
+from .saved import Moments, Saved
+from .second import (
     batch_norm_backward_tangent,
     batch_norm_double_backward,
     batch_norm_second_tangent,
-    batch_norm_statistics,
-    batch_norm_tangent,
-    combine,
 )
 
 __all__ = [

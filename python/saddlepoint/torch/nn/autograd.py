@@ -9,8 +9,6 @@ is an error and never a wrong number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,52 +22,12 @@ from torch.autograd.graph import increment_version
 
 from ... import norm
 from ...errors import expected
-from ...norm import Noise, Saved
+from ...norm import Saved
+from .call import Call, Given
 
-__all__ = ["Call", "Forward", "traced"]
+__all__ = ["Forward", "traced"]
 
 Maybe = Tensor | None
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """What a call is told beside its tensors, and its derivatives after it."""
-
-    training: bool
-    momentum: float | None = 0.1
-    eps: float = 1e-5
-    activation: str | None = None
-    negative_slope: float = 0.01
-    ghost: int | None = None
-    renorm: tuple[float, float] | None = None
-    noise: Noise | None = None
-    group: Any = None  # of processes that share their statistics
-    has_residual: bool = False
-    elements: int = 0  # that share statistics, where other processes have some of them
-
-    @property
-    def curved(self) -> bool:
-        """Whether gradients depend on bias and residual other than by a sign."""
-        return self.activation in ("gelu", "tanh")
-
-    @property
-    def shared(self) -> bool:
-        """Whether statistics are those of several processes."""
-        return self.group is not None and self.training
-
-    @property
-    def reduce(self) -> Callable[[Tensor], object] | None:
-        """Adds up the sums of all processes, for `saddlepoint.norm`."""
-        return partial(distributed.all_reduce, group=self.group) if self.shared else None
-
-    def saved(self, tensors: tuple[Any, ...]) -> Saved:
-        """The record that `saddlepoint.norm` wants, of what autograd kept."""
-        x, weight, bias, residual, statistics, gate = tensors
-        ghost = self.ghost if self.training and self.ghost and self.ghost < len(x) else 0
-        return Saved(
-            x, weight, bias, statistics, self.training, self.activation, self.negative_slope,
-            residual, gate, self.has_residual, 1, ghost, self.elements,
-        )  # fmt: skip
 
 
 def traced() -> bool:
@@ -180,32 +138,17 @@ def _plus(a: Maybe, b: Maybe) -> Maybe:
 
 
 class Forward(_Derivative):
-    """(call, x, weight, bias, residual, running_mean, running_var, batches) to y and its record."""
+    """A `Call` and what is `Given` to y and its record."""
 
     x_at = 0
 
     @staticmethod
-    def forward(
-        call: Call,
-        x: Tensor,
-        weight: Maybe,
-        bias: Maybe,
-        residual: Maybe,
-        mean: Maybe,
-        var: Maybe,
-        batches: Maybe,
-    ) -> tuple[Tensor, ...]:
-        if call.shared:
-            y, saved = _forward_shared(call, x, weight, bias, residual, mean, var, batches)
-        else:
-            y, saved = norm.batch_norm(
-                x, weight, bias, mean, var, call.training, call.momentum, call.eps,
-                call.activation, residual, negative_slope=call.negative_slope, count=batches,
-                ghost=call.ghost, renorm=call.renorm, noise=call.noise,
-            )  # fmt: skip
-        if call.training and mean is not None and var is not None:
-            increment_version(mean)
-            increment_version(var)
+    def forward(call: Call, *tensors: Any) -> tuple[Tensor, ...]:
+        given = Given(*tensors)
+        y, saved = _forward_shared(call, given) if call.shared else call.forward(given)
+        for running in (given.running_mean, given.running_var):
+            if call.training and running is not None:
+                increment_version(running)
         return (y, saved.statistics) if saved.gate is None else (y, saved.statistics, saved.gate)
 
     @staticmethod
@@ -365,17 +308,9 @@ def _four(call: Call, gradients: tuple[Maybe, ...]) -> tuple[Maybe, ...]:
     return gradients if call.has_residual else (*gradients[:3], None)
 
 
-def _forward_shared(
-    call: Call,
-    x: Tensor,
-    weight: Maybe,
-    bias: Maybe,
-    residual: Maybe,
-    running_mean: Maybe,
-    running_var: Maybe,
-    batches: Maybe,
-) -> tuple[Tensor, Saved]:
-    """`norm.batch_norm` with the statistics of all processes' batches."""
+def _forward_shared(call: Call, given: Given) -> tuple[Tensor, Saved]:
+    """`Call.forward` with the statistics of all processes' batches."""
+    x, weight, bias, residual, running_mean, running_var, batches = given
     part = norm.batch_norm_statistics(x)
     channels = x.shape[1]
     own = torch.cat([part.mean.new_tensor([part.elements]), part.mean, part.m2])

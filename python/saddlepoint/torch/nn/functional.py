@@ -10,14 +10,11 @@ from torch.nn import functional
 
 from ...errors import expected, instance
 from ...norm import Noise
-from ...norm.batch_norm import check_activation, check_numbers, check_variants
-from .autograd import Call, Forward, traced
+from ...norm.options import check_activation, check_numbers, check_variants
+from .autograd import Forward, traced
+from .call import Call, Given
 
 __all__ = ["batch_norm"]
-
-_TENSORS = (
-    "input", "weight", "bias", "residual", "running_mean", "running_var", "num_batches_tracked",
-)  # fmt: skip
 
 
 def batch_norm(
@@ -102,8 +99,8 @@ def batch_norm(
     eps, momentum = check_numbers(eps, momentum)
     if training and eps == 0.0:
         raise ValueError(expected("eps", "above 0 in training", eps))
-    tensors = (input, weight, bias, residual, running_mean, running_var, num_batches_tracked)
-    for name, tensor in zip(_TENSORS, tensors, strict=True):
+    given = Given(input, weight, bias, residual, running_mean, running_var, num_batches_tracked)
+    for name, tensor in zip(Given._fields, given, strict=True):
         if name == "input" or tensor is not None:
             instance(name, tensor, Tensor, "a tensor")
     if residual is not None and residual.dtype != input.dtype:
@@ -136,9 +133,9 @@ def batch_norm(
         from . import compiled
 
         if noise is None and process_group is None:
-            return compiled.batch_norm(*tensors, *how)
-        return compiled.uncompiled(_apply)(tensors, *how, noise, process_group)
-    return _apply(tensors, *how, noise, process_group)
+            return compiled.batch_norm(given, how)
+        return compiled.uncompiled(_apply)(given, *how, noise, process_group)
+    return _apply(given, *how, noise, process_group)
 
 
 def activated(z: Tensor, activation: str | None, negative_slope: float) -> Tensor:
@@ -159,13 +156,13 @@ def _recorded() -> bool:
     return torch._C._get_tracing_state() is not None or traced()
 
 
-def _apply(tensors: tuple[Any, ...], *how: Any) -> Tensor:
+def _apply(given: Given, *how: Any) -> Tensor:
     """Through autograd's functions; ``how`` are the fields of `Call`."""
     call = Call(*how)
-    call.has_residual = tensors[3] is not None
+    call.has_residual = given.residual is not None
     if call.shared:
         refuse_variants(call, "with a process group")
-    y: Tensor = Forward.apply(call, *tensors)[0]
+    y: Tensor = Forward.apply(call, *given)[0]
     return y
 
 

@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ...errors import expected
 from ...norm import Noise
-from ...norm.batch_norm import check_activation, check_variants
+from ...norm.options import check_activation, check_variants
 from .functional import activated, batch_norm
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct", "SyncBatchNorm", "hooked"]
