@@ -7,8 +7,8 @@
 #include <optional>
 #include <tuple>
 
-#include "bindings/array.hpp"
 #include "bindings/bind.hpp"
+#include "bindings/view.hpp"
 #include "core/buffer.hpp"
 #include "norm/fused.hpp"
 #include "ops/strided.hpp"
@@ -66,48 +66,21 @@ void set_dtype(Seen& seen, const dlpack::DataType& type) {
     }
 }
 
-void set_dtype(Seen& seen, const std::string& name) {
-    for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16, Dtype::f16}) {
-        if (name == word(dtype)) {
-            seen.dtype = dtype;
-            return;
-        }
-    }
-    seen.other_dtype = name;
-}
-
 Seen see(const py::handle& object, const char* name) {
     Seen seen;
-    const auto too_many = [&](std::size_t axes) {
-        if (axes > most_axes) {
-            raise_value(name, "at most " + std::to_string(most_axes) + " axes",
-                        std::to_string(axes));
-        }
-    };
-    const bool numpy = py::isinstance<py::array>(object);
-    const dlpack::Exchange* const exchange = numpy ? nullptr : exchange_of(object);
-    if (exchange && (device_type() == dlpack::cpu || exchange->current_stream)) {
-        dlpack::Tensor t{};
-        if (exchange->tensor_of(object.ptr(), &t) != 0) throw py::error_already_set();
-        check_device(t.device, name);
-        too_many(std::size_t(t.ndim));
-        set_dtype(seen, t.dtype);
-        seen.data = static_cast<char*>(t.data) + t.byte_offset;
-        seen.exchange = exchange;
-        seen.axes = t.ndim;
-        std::copy_n(t.shape, t.ndim, seen.shape.begin());
-        std::copy_n(t.strides, t.ndim, seen.strides.begin());
-        return seen;
+    View v = peek(object, name, device_type() != dlpack::cpu);
+    if (v.shape.size() > most_axes) {
+        raise_value(name, "at most " + std::to_string(most_axes) + " axes",
+                    std::to_string(v.shape.size()));
     }
-    const Layout l = inspect(object, name);
-    too_many(l.strides.size());
-    set_dtype(seen, l.array.dtype);
-    seen.data = l.array.data;
-    seen.axes = int(l.strides.size());
-    std::copy(l.array.shape.begin(), l.array.shape.end(), seen.shape.begin());
-    std::copy(l.strides.begin(), l.strides.end(), seen.strides.begin());
-    seen.writable = l.writable;
-    seen.owner = l.array.owner;
+    set_dtype(seen, v.dtype);
+    seen.data = v.data;
+    seen.axes = int(v.shape.size());
+    std::copy(v.shape.begin(), v.shape.end(), seen.shape.begin());
+    std::copy(v.strides.begin(), v.strides.end(), seen.strides.begin());
+    seen.writable = v.writable;
+    seen.owner = std::move(v.owner);
+    seen.exchange = v.exchange;
     return seen;
 }
 
@@ -246,13 +219,13 @@ class Call {
         const py::gil_scoped_release release;
         // What came through a capsule is in order with our own stream.
         const bool mixed = foreign_ && ours_;
-        if (mixed) lend(current_stream(), std::intptr_t(stream_handle(stream_)));
+        if (mixed) make_consumer_wait(current_stream(), std::intptr_t(stream_handle(stream_)));
         for (const auto& [a, memory] : gathered_) copy_elements(stream_, a, strides_, memory, true);
         f(stream_);
         for (const auto& [a, memory] : scattered_) {
             copy_elements(stream_, a, strides_, memory, false);
         }
-        if (mixed) lend(stream_, std::intptr_t(stream_handle(current_stream())));
+        if (mixed) make_consumer_wait(stream_, std::intptr_t(stream_handle(current_stream())));
     }
 
    private:

@@ -1,11 +1,11 @@
 // A piece of device memory that Python owns, exported by DLPack.
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <memory>
 
-#include "bindings/array.hpp"
 #include "bindings/bind.hpp"
-#include "bindings/dlpack.hpp"
+#include "bindings/view.hpp"
 #include "core/buffer.hpp"
 
 SP_BEGIN
@@ -25,7 +25,7 @@ void give_back(M* managed) {
 }
 template <class M>
 void give_back_lent(M* managed) {
-    take_back();
+    wait_for_consumers();
     give_back(managed);
 }
 
@@ -42,7 +42,7 @@ py::capsule to_dlpack(const std::shared_ptr<Buffer>& buffer, index offset,
                       int bits, bool versioned, const py::object& stream) {
     // DLPack: without a stream, the consumer's is the legacy default one, which is 1.
     const auto consumer = stream.is_none() ? 1 : py::cast<std::intptr_t>(stream);
-    const bool lent = lend(buffer->stream(), consumer);
+    const bool lent = make_consumer_wait(buffer->stream(), consumer);
     auto exported = std::make_unique<Exported>();
     Exported& e = *exported;
     e.shape = shape;
@@ -80,13 +80,8 @@ void check_within(const Buffer& buffer, index offset, index bytes) {
 char* at(const Buffer& buffer, index offset) { return static_cast<char*>(buffer.data()) + offset; }
 
 // Host memory, whatever this module's device is.
-Array host(const py::array& a, const char* name) {
+void check_contiguous(const py::array& a, const char* name) {
     if (!(a.flags() & py::array::c_style)) raise_value(name, "a C-contiguous array", "another");
-    Array result;
-    result.data = const_cast<void*>(a.data());
-    result.dtype = py::str(a.dtype().attr("name"));
-    result.shape.assign(a.shape(), a.shape() + a.ndim());
-    return result;
 }
 
 }  // namespace
@@ -108,18 +103,18 @@ void bind_buffer(py::module_& m) {
         .def(
             "copy_from",
             [](Buffer& self, const py::array& x, index offset) {
-                const Array a = host(x, "x");
-                check_within(self, offset, a.bytes());
-                copy_from_host(current_stream(), at(self, offset), a.data, a.bytes());
+                check_contiguous(x, "x");
+                check_within(self, offset, x.nbytes());
+                copy_from_host(current_stream(), at(self, offset), x.data(), x.nbytes());
             },
             py::arg("x"), py::arg("offset") = 0)
         .def(
             "copy_to",
             [](const Buffer& self, py::array& out, index offset) {
-                const Array a = host(out, "out");
+                check_contiguous(out, "out");
                 if (!out.writeable()) raise_value("out", "a writable array", "a read-only one");
-                check_within(self, offset, a.bytes());
-                copy_to_host(current_stream(), a.data, at(self, offset), a.bytes());
+                check_within(self, offset, out.nbytes());
+                copy_to_host(current_stream(), out.mutable_data(), at(self, offset), out.nbytes());
             },
             py::arg("out"), py::arg("offset"))
         .def(

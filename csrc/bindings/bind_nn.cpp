@@ -1,8 +1,8 @@
 // Networks bound to rows: evaluation, products with the Hessian, and the four methods for tests.
 #include <atomic>
 
-#include "bindings/array.hpp"
 #include "bindings/bind.hpp"
+#include "bindings/overlap.hpp"
 #include "core/activation.hpp"
 #include "nn/network.hpp"
 
@@ -90,26 +90,26 @@ class BoundPass {
                   const py::object& theta, const py::object& buffers, bool update_buffers,
                   double weight, const py::object& gradient, bool accumulate) {
         const Alone alone(*scratch_);
-        Array x_ = borrow(x, "x", Access::read, dtype);
+        View x_ = borrow(x, "x", Access::read, dtype);
         if (x_.shape.size() != 2 || x_.shape[1] != spec_.inputs ||
             (indices.is_none() && x_.shape[0] != rows_)) {
             raise_value("x", "shape " + text({rows_, spec_.inputs}), text(x_.shape));
         }
         const index n = x_.shape[0];
         typename Pass<T>::Batch batch{x_.template as<T>(), {}, nullptr};
-        Array targets_, indices_, buffers_, gradient_;
+        View targets_, indices_, buffers_, gradient_;
         if (spec_.loss == "cross_entropy") {
-            targets_ = borrow(targets, "y", Access::read, "int32", {n});
+            targets_ = borrow(targets, "y", Access::read, dlpack::int32, {n});
             batch.targets.labels = targets_.template as<std::int32_t>();
         } else if (!spec_.loss.empty()) {
             targets_ = borrow(targets, "y", Access::read, dtype, {n, spec_.outputs});
             batch.targets.values = targets_.template as<T>();
         }
         if (!indices.is_none()) {
-            indices_ = borrow(indices, "indices", Access::read, "int64", {rows_});
+            indices_ = borrow(indices, "indices", Access::read, dlpack::int64, {rows_});
             batch.indices = indices_.template as<std::int64_t>();
         }
-        Array theta_ = borrow(theta, "theta", Access::read, dtype, {spec_.parameters});
+        View theta_ = borrow(theta, "theta", Access::read, dtype, {spec_.parameters});
         if (!buffers.is_none()) {
             buffers_ = borrow(buffers, "buffers", update_buffers ? Access::write : Access::read,
                               dtype, {spec_.buffers});
@@ -117,7 +117,7 @@ class BoundPass {
         const bool wants_gradient = level_ != Level::value && !spec_.loss.empty();
         if (wants_gradient) {
             gradient_ = borrow(gradient, "gradient", Access::write, dtype, {spec_.parameters});
-            refuse_overlap({{"gradient", &gradient_}}, {{"theta", &theta_}, {"x", &x_}});
+            Overlaps().writes(gradient_, "gradient").reads(theta_, "theta").reads(x_, "x").check();
         }
         evaluated_ = false;
         {
@@ -135,7 +135,7 @@ class BoundPass {
     void release() {
         const Alone alone(*scratch_);
         evaluated_ = false;
-        x_kept_ = theta_kept_ = buffers_kept_ = v_kept_ = Array{};
+        x_kept_ = theta_kept_ = buffers_kept_ = v_kept_ = View{};
     }
 
     double loss() const {
@@ -148,7 +148,7 @@ class BoundPass {
     void output(const py::object& out) const {
         const Alone alone(*scratch_);
         require_evaluated();
-        const Array out_ = borrow(out, "out", Access::write, dtype, {rows_, spec_.outputs});
+        const View out_ = borrow(out, "out", Access::write, dtype, {rows_, spec_.outputs});
         copy_on_device(current_stream(), out_.data, pass_.output(), out_.bytes());
     }
 
@@ -158,10 +158,10 @@ class BoundPass {
         require_evaluated();
         require_loss();
         require_level(Level::product);
-        const Array v_ = directions(v, "v", Access::read, spec_.parameters);
-        const Array out_ = directions(out, "out", Access::write, spec_.parameters);
+        const View v_ = directions(v, "v", Access::read, spec_.parameters);
+        const View out_ = directions(out, "out", Access::write, spec_.parameters);
         if (v_.shape != out_.shape) raise_value("out", "shape " + text(v_.shape), text(out_.shape));
-        refuse_overlap({{"out", &out_}}, {{"v", &v_}, {"theta", &theta_kept_}});
+        Overlaps().writes(out_, "out").reads(v_, "v").reads(theta_kept_, "theta").check();
         if (v_.size() == 0) return;
         const py::gil_scoped_release release;
         pass_.product(v_.template as<T>(), count(v_), out_.template as<T>(), accumulate);
@@ -171,9 +171,9 @@ class BoundPass {
         const Alone alone(*scratch_);
         require_evaluated();
         require_level(Level::gradient);
-        const Array dy_ = borrow(dy, "dy", Access::read, dtype, {rows_, spec_.outputs});
-        const Array g = borrow(gradient, "gradient", Access::write, dtype, {spec_.parameters});
-        const Array dx_ = borrow(dx, "dx", Access::write, dtype, {rows_, spec_.inputs});
+        const View dy_ = borrow(dy, "dy", Access::read, dtype, {rows_, spec_.outputs});
+        const View g = borrow(gradient, "gradient", Access::write, dtype, {spec_.parameters});
+        const View dx_ = borrow(dx, "dx", Access::write, dtype, {rows_, spec_.inputs});
         pass_.backward(dy_.template as<T>(), g.template as<T>(), dx_.template as<T>());
     }
 
@@ -181,10 +181,10 @@ class BoundPass {
         const Alone alone(*scratch_);
         require_evaluated();
         require_level(Level::product);
-        const Array v_ = directions(v, "v", Access::read, spec_.parameters);
+        const View v_ = directions(v, "v", Access::read, spec_.parameters);
         const index k = count(v_);
-        const Array xt_ = borrow(xt, "xt", Access::read, dtype, {k, rows_, spec_.inputs});
-        const Array yt_ = borrow(yt, "yt", Access::write, dtype, {k, rows_, spec_.outputs});
+        const View xt_ = borrow(xt, "xt", Access::read, dtype, {k, rows_, spec_.inputs});
+        const View yt_ = borrow(yt, "yt", Access::write, dtype, {k, rows_, spec_.outputs});
         pass_.forward_tangent(v_.template as<T>(), xt_.template as<T>(), k, yt_.template as<T>());
         v_kept_ = v_;
     }
@@ -193,19 +193,19 @@ class BoundPass {
         const Alone alone(*scratch_);
         require_evaluated();
         require_level(Level::product);
-        const Array out_ = directions(out, "out", Access::write, spec_.parameters);
+        const View out_ = directions(out, "out", Access::write, spec_.parameters);
         const index k = count(out_);
         if (v_kept_.data == nullptr || count(v_kept_) != k) {
             raise_value("out", "as many directions as the forward tangent", std::to_string(k));
         }
-        const Array dyt_ = borrow(dyt, "dyt", Access::read, dtype, {k, rows_, spec_.outputs});
-        const Array dxt_ = borrow(dxt, "dxt", Access::write, dtype, {k, rows_, spec_.inputs});
+        const View dyt_ = borrow(dyt, "dyt", Access::read, dtype, {k, rows_, spec_.outputs});
+        const View dxt_ = borrow(dxt, "dxt", Access::write, dtype, {k, rows_, spec_.inputs});
         pass_.backward_tangent(dyt_.template as<T>(), k, out_.template as<T>(),
                                dxt_.template as<T>());
     }
 
    private:
-    static constexpr auto dtype = dtype_name<T>();
+    static constexpr auto dtype = type_of<T>();
 
     void require_evaluated() const {
         if (!evaluated_) throw py::value_error("pass: expected evaluate() first, got none");
@@ -219,9 +219,9 @@ class BoundPass {
                         "a lower one");
         }
     }
-    static index count(const Array& a) { return a.shape.size() == 1 ? 1 : a.shape[0]; }
-    static Array directions(const py::object& o, const char* name, Access access, index columns) {
-        Array a = borrow(o, name, access, dtype);
+    static index count(const View& a) { return a.shape.size() == 1 ? 1 : a.shape[0]; }
+    static View directions(const py::object& o, const char* name, Access access, index columns) {
+        View a = borrow(o, name, access, dtype);
         const bool fits = (a.shape.size() == 1 || a.shape.size() == 2) && a.shape.back() == columns;
         if (!fits) raise_value(name, "shape (k, " + std::to_string(columns) + ")", text(a.shape));
         return a;
@@ -233,7 +233,7 @@ class BoundPass {
     std::shared_ptr<BoundScratch> scratch_;
     Pass<T> pass_;
     bool evaluated_ = false;
-    Array x_kept_, theta_kept_, buffers_kept_, v_kept_;
+    View x_kept_, theta_kept_, buffers_kept_, v_kept_;
 };
 
 template <class T>

@@ -1,6 +1,6 @@
 // Arithmetic of long vectors.
-#include "bindings/array.hpp"
 #include "bindings/bind.hpp"
+#include "bindings/overlap.hpp"
 #include "ops/vector.hpp"
 
 SP_BEGIN
@@ -9,14 +9,14 @@ namespace {
 
 // Calls f with a value of the scalar type that `dtype` names.
 template <class F>
-auto for_dtype(const Array& a, const char* name, F f) {
-    if (a.dtype == "float32") return f(float());
-    if (a.dtype == "float64") return f(double());
-    raise_type(name, "dtype float32 or float64", a.dtype);
+auto for_dtype(const View& a, const char* name, F f) {
+    if (a.dtype == dlpack::float32) return f(float());
+    if (a.dtype == dlpack::float64) return f(double());
+    raise_type(name, "dtype float32 or float64", a.dtype_name());
 }
 
-void check_same_shape(const Array& x, const Array& y) {
-    if (x.dtype != y.dtype) raise_type("y", "dtype " + x.dtype, y.dtype);
+void check_same_shape(const View& x, const View& y) {
+    if (x.dtype != y.dtype) raise_type("y", "dtype " + x.dtype_name(), y.dtype_name());
     if (x.shape != y.shape) raise_value("y", "shape " + text(x.shape), text(y.shape));
 }
 
@@ -26,7 +26,7 @@ void bind_ops(py::module_& m) {
     m.def(
         "dot",
         [](const py::object& x_, const py::object& y_) {
-            const Array x = borrow(x_, "x", Access::read), y = borrow(y_, "y", Access::read);
+            const View x = borrow(x_, "x", Access::read), y = borrow(y_, "y", Access::read);
             check_same_shape(x, y);
             return for_dtype(x, "x", [&](auto zero) {
                 using T = decltype(zero);
@@ -38,9 +38,9 @@ void bind_ops(py::module_& m) {
     m.def(
         "axpy",
         [](double a, const py::object& x_, const py::object& y_) {
-            const Array x = borrow(x_, "x", Access::read), y = borrow(y_, "y", Access::write);
+            const View x = borrow(x_, "x", Access::read), y = borrow(y_, "y", Access::write);
             check_same_shape(x, y);
-            refuse_overlap({{"y", &y}}, {{"x", &x}});
+            Overlaps().writes(y, "y").reads(x, "x").check();
             for_dtype(x, "x", [&](auto zero) {
                 using T = decltype(zero);
                 const py::gil_scoped_release release;
@@ -51,7 +51,7 @@ void bind_ops(py::module_& m) {
     m.def(
         "scale",
         [](double a, const py::object& x_) {
-            const Array x = borrow(x_, "x", Access::write);
+            const View x = borrow(x_, "x", Access::write);
             for_dtype(x, "x", [&](auto zero) {
                 using T = decltype(zero);
                 const py::gil_scoped_release release;

@@ -3,13 +3,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <array>
-#include <memory>
-#include <numeric>
+#include <cmath>
+#include <optional>
 
-#include "bindings/array.hpp"
 #include "bindings/bind.hpp"
-#include "optim/update.hpp"
+#include "bindings/overlap.hpp"
+#include "optim/layout.hpp"
 
 SP_BEGIN
 
@@ -32,130 +31,34 @@ const std::vector<RuleInfo>& rules() {
 }
 #undef SP_INFO
 
-// What an object's memory looks like at the moment, without taking hold of it.
-struct View {
-    void* data = nullptr;
-    dlpack::DataType dtype{};
-    std::vector<index> shape, strides;  // in elements
-
-    bool alike(const dlpack::Tensor& t) const {
-        if (t.ndim != int(shape.size()) || t.dtype.code != dtype.code ||
-            t.dtype.bits != dtype.bits) {
-            return false;
-        }
-        // A loop, since a call of memcmp costs more than the few comparisons.
-        bool same = true;
-        for (int a = 0; a < t.ndim; ++a) {
-            same = same && t.shape[a] == shape[a] && t.strides[a] == strides[a];
-        }
-        return same;
-    }
-    index size() const {
-        return std::accumulate(shape.begin(), shape.end(), index(1), std::multiplies<>());
-    }
-    index width() const { return dtype.bits / 8; }
-    // The bytes between its first and its last element.
-    std::pair<const char*, const char*> range() const {
-        const auto* begin = static_cast<const char*>(data);
-        if (size() == 0) return {begin, begin};
-        const char* end = begin + width();
-        for (std::size_t a = 0; a < shape.size(); ++a) {
-            const index reach = strides[a] * (shape[a] - 1) * width();
-            (reach < 0 ? begin : end) += reach;
-        }
-        return {begin, end};
-    }
-};
-
-dlpack::DataType code_of(const std::string& name, const char* what) {
-    constexpr std::pair<const char*, dlpack::DataType> known[] = {{"float32", {2, 32, 1}},
-                                                                  {"float64", {2, 64, 1}},
-                                                                  {"bfloat16", {4, 16, 1}},
-                                                                  {"float16", {2, 16, 1}},
-                                                                  {"int16", {0, 16, 1}}};
-    for (const auto& [word, code] : known) {
-        if (name == word) return code;
-    }
-    raise_type(what, "dtype float32, float64, bfloat16 or float16", name);
-}
-
-Dtype dtype_of(const dlpack::DataType& type, const char* what) {
-    if (type.lanes == 1 && type.code == 2 && type.bits == 32) return Dtype::f32;
-    if (type.lanes == 1 && type.code == 2 && type.bits == 64) return Dtype::f64;
-    if (type.lanes == 1 && type.code == 4 && type.bits == 16) return Dtype::bf16;
-    if (type.lanes == 1 && type.code == 2 && type.bits == 16) return Dtype::f16;
-    raise_type(what, "dtype float32, float64, bfloat16 or float16", name_of(type));
-}
+using Owners = std::vector<py::object>;  // of memory in use
 
 // An array of a tensor: the object, and how it looked when it was laid out.
 struct Bound {
     py::object object;
     View view;
-    const dlpack::Exchange* exchange = nullptr;
-    bool writable = true;
     bool fixed = false;  // an array of our own, which never moves
-    bool valid = false;  // it was looked at and found good
+    bool valid = false;  // it was checked and found good
     explicit operator bool() const { return valid; }
-    // The address of what hands itself out and may be another object by now; null where it looks
-    // otherwise.
-    void* still(PyObject* now) const {
-        dlpack::Tensor t{};
-        if (exchange->tensor_of(now, &t) != 0) {
-            PyErr_Clear();
-            return nullptr;
-        }
-        return view.alike(t) ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
+    // Whether more than its address changed. The owner of its memory goes to the others, which are
+    // released when the step was run.
+    bool refresh(const char* name, Owners& owners) {
+        const bool changed = view.refresh(object, name);
+        pass_owner(owners);
+        return changed;
+    }
+    void pass_owner(Owners& owners) {
+        if (view.owner) owners.push_back(std::exchange(view.owner, {}));
     }
 };
-
-using Owners = std::vector<py::object>;  // of memory in use
-
-// Looks at an object again; false when nothing but the address may have changed.
-bool look(Bound& bound, const char* name, Owners& owners) {
-    if (bound.exchange) {
-        dlpack::Tensor t{};
-        if (bound.exchange->tensor_of(bound.object.ptr(), &t) != 0) throw py::error_already_set();
-        check_device(t.device, name);
-        bound.view.data = static_cast<char*>(t.data) + t.byte_offset;
-        if (!bound.view.data && !std::count(t.shape, t.shape + t.ndim, 0)) {
-            raise_value(name, "a tensor with memory", "one without");
-        }
-        if (bound.view.alike(t)) return false;
-        bound.view.dtype = t.dtype;
-        bound.view.shape.assign(t.shape, t.shape + t.ndim);
-        bound.view.strides.assign(t.strides, t.strides + t.ndim);
-        return true;
-    }
-    const Layout l = inspect(bound.object, name);
-    const dlpack::DataType dtype = code_of(l.array.dtype, name);
-    const bool same = bound.view.shape == l.array.shape && bound.view.strides == l.strides &&
-                      bound.view.dtype.code == dtype.code && bound.view.dtype.bits == dtype.bits;
-    bound.view = {l.array.data, dtype, l.array.shape, l.strides};
-    owners.push_back(l.array.owner);
-    bound.writable = l.writable;
-    return !same;
-}
-
-// Subclasses that keep their numbers in other tensors have no memory of their own; a lazily negated
-// view has, with the other sign.
-void refuse_wrappers(const py::handle& object, const char* name) {
-    if (py::hasattr(object, "__tensor_flatten__")) {
-        raise_type(name, "a plain tensor", Py_TYPE(object.ptr())->tp_name);
-    }
-    if (py::hasattr(object, "is_neg") && py::cast<bool>(object.attr("is_neg")())) {
-        raise_type(name, "a resolved tensor", "a lazily negated one");
-    }
-}
 
 Bound bound(const py::handle& object, const char* name, Access access, Owners& owners) {
     Bound b;
     refuse_wrappers(object, name);
     b.object = py::reinterpret_borrow<py::object>(object);
-    b.exchange = exchange_of(object);
-    look(b, name, owners);
-    if (access == Access::write && !b.writable) {
-        raise_value(name, "a writable array", "a read-only one");
-    }
+    b.view = peek(object, name);
+    b.pass_owner(owners);
+    if (access == Access::write) check_writable(b.view, name);
     // Not a plain static: an import may let another thread come here, which would wait for this
     // one.
     PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> own;
@@ -166,112 +69,21 @@ Bound bound(const py::handle& object, const char* name, Access access, Owners& o
     return b;
 }
 
-// Whether no two elements of an array share memory, for strides that nest.
-bool dense_enough(const View& v) {
-    if (v.size() == 0) return true;
-    std::vector<std::pair<index, index>> axes;
-    for (std::size_t a = 0; a < v.shape.size(); ++a) {
-        if (v.shape[a] > 1) axes.emplace_back(std::abs(v.strides[a]), v.shape[a]);
+void check_no_overlap_within(const View& view, const char* name) {
+    if (view.overlaps_itself()) {
+        raise_value(name, "elements that share no memory", "strides " + text(view.strides));
     }
-    std::sort(axes.begin(), axes.end());
-    index reach = 1;
-    for (const auto& [stride, extent] : axes) {
-        if (stride < reach) return false;
-        reach = stride * (extent - 1) + reach;
-    }
-    return true;
 }
-
-py::array numpy_view(const View& v) {
-    std::vector<py::ssize_t> strides;
-    for (index s : v.strides) strides.push_back(s * v.width());
-    const py::capsule base(v.data, [](void*) {});
-    return py::array(py::dtype("V" + std::to_string(v.width())),
-                     std::vector<py::ssize_t>(v.shape.begin(), v.shape.end()), strides, v.data,
-                     base);
-}
-
-bool share_memory(const View& a, const View& b) {
-    const auto [a0, a1] = a.range();
-    const auto [b0, b1] = b.range();
-    if (a0 == a1 || b0 == b1 || a1 <= b0 || b1 <= a0) return false;
-    // Their ranges meet; NumPy solves whether their elements do.
-    return py::cast<bool>(
-        py::module_::import("numpy").attr("shares_memory")(numpy_view(a), numpy_view(b)));
-}
-
-// All memory that a step writes, in order of address.
-class Written {
-   public:
-    void clear() { pieces_.clear(); }
-    void add(const View& view, const char* name) {
-        const auto [begin, end] = view.range();
-        if (begin != end) pieces_.push_back({begin, end, &view, name});
-    }
-    // Raises ValueError where two pieces share memory.
-    void settle() {
-        std::sort(pieces_.begin(), pieces_.end(),
-                  [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
-        nested_ = false;
-        ends_.clear();
-        for (const Piece& piece : pieces_) ends_.push_back(piece.end);
-        for (std::size_t i = 0; i + 1 < pieces_.size(); ++i) {
-            for (std::size_t j = i + 1; j < pieces_.size() && pieces_[j].begin < pieces_[i].end;
-                 ++j) {
-                nested_ = true;
-                refuse(pieces_[i], *pieces_[j].view, pieces_[j].name);
-            }
-        }
-    }
-    void refuse_sharing(const View& view, const char* name) const {
-        const auto [begin, end] = view.range();
-        if (begin == end) return;
-        if (nested_) {
-            for (const Piece& piece : pieces_) refuse(piece, view, name);
-            return;
-        }
-        for (std::size_t at = first_after(begin); at < pieces_.size(); ++at) {
-            if (pieces_[at].begin >= end) break;
-            refuse(pieces_[at], view, name);
-        }
-    }
-    // Whether nothing that is written begins or ends within a range of addresses.
-    bool clear_of(const char* begin, const char* end) const {
-        if (nested_) return false;
-        const std::size_t at = first_after(begin);
-        return at == pieces_.size() || pieces_[at].begin >= end;
-    }
-
-   private:
-    struct Piece {
-        const char *begin, *end;
-        const View* view;
-        const char* name;
-    };
-    static void refuse(const Piece& piece, const View& other, const char* name) {
-        if (share_memory(*piece.view, other)) {
-            raise_value(piece.name, "memory of its own", std::string("an overlap with ") + name);
-        }
-    }
-    std::size_t first_after(const char* address) const {
-        return std::upper_bound(ends_.begin(), ends_.end(), address) - ends_.begin();
-    }
-    std::vector<Piece> pieces_;
-    std::vector<const char*> ends_;  // of the pieces, close together for the search
-    bool nested_ = false;            // ranges meet, though no elements do
-};
 
 struct Entry {
     Bound p, gradient, ema, copy, remainder;
     std::vector<Bound> states;
     std::vector<Bound> clock;  // where the owner reads the step count and what the rule carries
     bool ready = false;        // what is beside it is there
-    bool laid = false;         // and it was laid out as it is
+    bool laid_out = false;     // and it was laid out as it is
     bool matrix = false;       // numbered in C order; states have shapes of their own
     const PyTypeObject* gradient_type = nullptr;
-    // Of the layout.
-    std::vector<index> extents, logical;
-    std::array<std::vector<index>, 5 + max_states> strides;
+    Layout layout;
 
     // Whether something beside it is written also where it has no gradient.
     bool followed() const { return ema || copy; }
@@ -286,45 +98,11 @@ struct Entry {
     }
 };
 
-// What a tensor that hands itself out looked like, and where: all that has to be read again at
-// every step, close together, since thousands of tensors do not stay in the cache.
-struct Known {
-    static constexpr int most_axes = 4;
-    const dlpack::Exchange* exchange = nullptr;  // null: not known, or not this way
-    void* data = nullptr;
-    int axes = 0;
-    dlpack::DataType dtype{};
-    index shape[most_axes], strides[most_axes];
-
-    Known() = default;
-    Known(const Bound& b) {
-        if (!b.exchange || b.view.shape.size() > most_axes) return;
-        exchange = b.exchange;
-        data = b.view.data;
-        axes = int(b.view.shape.size());
-        dtype = b.view.dtype;
-        std::copy(b.view.shape.begin(), b.view.shape.end(), shape);
-        std::copy(b.view.strides.begin(), b.view.strides.end(), strides);
-    }
-    // Its address now; null where anything else changed.
-    void* still(PyObject* object) const {
-        dlpack::Tensor t{};
-        if (exchange->tensor_of(object, &t) != 0) {
-            PyErr_Clear();  // said by who looks more closely
-            return nullptr;
-        }
-        bool same = t.ndim == axes && t.dtype.code == dtype.code && t.dtype.bits == dtype.bits &&
-                    t.device.type == device_type() && t.device.id == 0;
-        for (int a = 0; same && a < axes; ++a) {
-            same = t.shape[a] == shape[a] && t.strides[a] == strides[a];
-        }
-        return same ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
-    }
-};
-struct Glance {
+// All that the usual step reads of a tensor, where nothing but its gradient's address changed.
+struct FastTensor {
     PyObject* object = nullptr;
     const PyGetSetDef* grad = nullptr;  // how its `.grad` is read, where nothing else comes first
-    Known p, gradient;
+    Fingerprint p, gradient;
     const PyTypeObject* gradient_type = nullptr;
     index before = 0, after = 0;  // bytes that a gradient reaches from its address
 };
@@ -349,7 +127,7 @@ class Update {
         for (std::size_t i = 0; i < entries_.size(); ++i) {
             Entry& e = entries_[i];
             e.p = bound(params[i], "params", Access::write, owners_);
-            (void)dtype_of(e.p.view.dtype, "params");
+            (void)real_dtype(e.p.view, "params");
             Tensor& t = tensors_[i];
             t.rule = rule_number(rule_names[i]);
             t.hyper = rows[i];
@@ -358,13 +136,13 @@ class Update {
             rows_ = std::max(rows_, rows[i] + 1);
             lay_out(i);
         }
-        glances_.resize(entries_.size());
+        fast_.resize(entries_.size());
         for (std::size_t i = 0; i < entries_.size(); ++i) {
-            glances_[i].object = entries_[i].p.object.ptr();
-            glances_[i].grad = getter(Py_TYPE(glances_[i].object), grad_name_);
+            fast_[i].object = entries_[i].p.object.ptr();
+            fast_[i].grad = getter(Py_TYPE(fast_[i].object), grad_name_);
         }
         moved_ = true;
-        settle();
+        check_overlaps();
         release();
     }
 
@@ -376,8 +154,9 @@ class Update {
                      const py::sequence& clock) {
         Entry& e = entries_.at(i);
         const RuleInfo& rule = rules()[tensors_[i].rule];
-        if (!e.matrix && int(states.size()) != rule.states) {
-            raise_value("states", std::to_string(rule.states) + " arrays",
+        if (e.matrix ? states.size() > max_states : int(states.size()) != rule.states) {
+            const int wanted = e.matrix ? max_states : rule.states;
+            raise_value("states", (e.matrix ? "at most " : "") + std::to_string(wanted) + " arrays",
                         std::to_string(states.size()));
         }
         Entry made;
@@ -385,12 +164,11 @@ class Update {
         for (const auto& state : states) {
             Bound b = bound(state, "state", Access::write, owners_);
             if (!e.matrix) check_shape(b, e, "state");
-            const Dtype dtype = dtype_of(b.view.dtype, "state");
+            const Dtype dtype = real_dtype(b.view, "state");
             // Rules on matrices read their sums directly.
             const bool sums = tensors_[i].rule == int(RuleId::Adafactor);
             if ((dtype == Dtype::f64) != wide || (sums && dtype != Dtype::f32 && !wide)) {
-                raise_type("state", wide ? "dtype float64" : "dtype float32",
-                           name_of(b.view.dtype));
+                raise_type("state", wide ? "dtype float64" : "dtype float32", b.view.dtype_name());
             }
             made.states.push_back(std::move(b));
         }
@@ -402,22 +180,21 @@ class Update {
         };
         made.ema = optional(ema, "ema");
         made.copy = optional(copy, "copies");
-        if (made.ema) (void)dtype_of(made.ema.view.dtype, "ema");
-        if (made.copy) (void)dtype_of(made.copy.view.dtype, "copies");
+        if (made.ema) (void)real_dtype(made.ema.view, "ema");
+        if (made.copy) (void)real_dtype(made.copy.view, "copies");
         made.remainder = optional(remainder, "remainder");
-        if (made.remainder &&
-            (made.remainder.view.dtype.code != 0 || made.remainder.view.dtype.bits != 16)) {
-            raise_type("remainder", "dtype int16", name_of(made.remainder.view.dtype));
+        if (made.remainder && made.remainder.view.dtype != dlpack::int16) {
+            raise_type("remainder", "dtype int16", made.remainder.view.dtype_name());
         }
-        if (made.remainder && dtype_of(e.p.view.dtype, "params") != Dtype::bf16) {
-            raise_type("params", "dtype bfloat16 for a master of 32 bits", name_of(e.p.view.dtype));
+        if (made.remainder && real_dtype(e.p.view, "params") != Dtype::bf16) {
+            raise_type("params", "dtype bfloat16 for a master of 32 bits", e.p.view.dtype_name());
         }
         for (const auto& number : clock) {
             Bound b = bound(number, "step", Access::write, owners_);
-            const Dtype dtype = dtype_of(b.view.dtype, "step");
+            const Dtype dtype = real_dtype(b.view, "step");
             if (b.view.size() != 1 || bytes_of(dtype) == 2 || backend_is_cuda()) {
                 raise_value("step", "one float32 or float64 number on the host",
-                            name_of(b.view.dtype) + " of shape " + text(b.view.shape));
+                            b.view.dtype_name() + " of shape " + text(b.view.shape));
             }
             made.clock.push_back(std::move(b));
         }
@@ -428,8 +205,8 @@ class Update {
         e.remainder = std::move(made.remainder);
         e.ready = true;
         lay_out(i);
-        moved_ = stale_ = true;
-        show_clock(i);
+        moved_ = beside_is_old_ = true;
+        write_clock(i);
     }
 
     // Whether these lists, one after the other, hold our parameters.
@@ -438,7 +215,7 @@ class Update {
         for (const auto& list : lists) {
             const auto items = py::reinterpret_borrow<py::list>(list);
             for (const auto& p : items) {
-                if (i == entries_.size() || p.ptr() != glances_[i].object) return false;
+                if (i == entries_.size() || p.ptr() != fast_[i].object) return false;
                 ++i;
             }
         }
@@ -490,8 +267,8 @@ class Update {
             // While others run they may replace the memory of what they own: hold it, where that
             // costs little beside the step, or else let nobody run.
             const bool others_run = is_large();
-            if (others_run) hold(numbers);
-            if (others_run || looked_ || !numbers.empty()) refuse_moved(numbers);
+            if (others_run) hold_memory(numbers);
+            if (others_run || others_may_have_run_ || !numbers.empty()) refuse_moved(numbers);
             std::optional<py::gil_scoped_release> unlocked;
             if (others_run) unlocked.emplace();
             stepper_.step(stream ? foreign_stream(*stream) : current_stream(), tensors_, rows,
@@ -499,7 +276,7 @@ class Update {
         }
         if (!backend_is_cuda() && !stepper_.skipped()) {
             for (std::size_t i = 0; i < entries_.size(); ++i) {
-                if (held_[i]) show_clock(i);
+                if (gradients_[i]) write_clock(i);
             }
         }
         return missing;
@@ -509,21 +286,9 @@ class Update {
     py::tuple dense(std::size_t i) const {
         check_number(i);
         const View& p = entries_[i].p.view;
-        std::vector<std::size_t> order(p.shape.size());
-        std::iota(order.begin(), order.end(), std::size_t(0));
-        if (!entries_[i].matrix) {
-            std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-                return std::abs(p.strides[a]) > std::abs(p.strides[b]);
-            });
-        }
-        std::vector<index> strides(p.shape.size());
-        index stride = 1;
-        for (std::size_t k = order.size(); k-- > 0;) {
-            strides[order[k]] = stride;
-            stride *= p.shape[order[k]];
-        }
+        const auto strides = dense_strides(p.shape, p.strides, entries_[i].matrix);
         return py::make_tuple(py::tuple(py::cast(p.shape)), py::tuple(py::cast(strides)),
-                              name_of(p.dtype));
+                              p.dtype_name());
     }
 
     bool all_stepped() const { return all_stepped_; }
@@ -567,47 +332,46 @@ class Update {
         }
         std::vector<std::size_t> missing;
         all_stepped_ = true;
-        looked_ = false;
+        others_may_have_run_ = false;
         const std::size_t count = entries_.size();
-        held_.assign(count, py::object());
-        look_beside();
+        gradients_.assign(count, py::object());
+        find_moved();
         for (std::size_t i = 0; i < count; ++i) {
-            PyObject* const p = glances_[i].object;
-            const PyGetSetDef* const get = glances_[i].grad;
+            PyObject* const p = fast_[i].object;
+            const PyGetSetDef* const get = fast_[i].grad;
             py::object g;
             if (!own) {
                 g = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(fast.ptr(), i));
             } else {
-                looked_ = looked_ || !get;
+                others_may_have_run_ = others_may_have_run_ || !get;
                 g = py::reinterpret_steal<py::object>(get ? get->get(p, get->closure)
                                                           : PyObject_GetAttr(p, grad_name_.ptr()));
             }
             if (!g) throw py::error_already_set();
             if (g.is_none()) {
                 all_stepped_ = false;
-                if (entries_[i].followed() && !look_at_parameter(i)) missing.push_back(i);
+                if (entries_[i].followed() && !refresh_parameter(i)) missing.push_back(i);
                 tensors_[i].gradient.data = nullptr;  // laid out again, it is the last one's
                 continue;
             }
-            if (!glance(i, g.ptr())) look_closely(i, g, zero, missing);
-            held_[i] = std::move(g);
+            if (!take_if_unchanged(i, g.ptr())) take_checked(i, g, zero, missing);
+            gradients_[i] = std::move(g);
         }
         if (!missing.empty()) return missing;
-        settle();
+        check_overlaps();
         read_clocks();
         for (std::size_t i = 0; i < count; ++i) {
             // Gradients at their old places were compared with what is written before.
-            const void* const data = held_[i] ? tensors_[i].gradient.data : nullptr;
-            if (data == checked_[i] || !data) continue;
+            const void* const data = gradients_[i] ? tensors_[i].gradient.data : nullptr;
+            if (data == compared_at_[i] || !data) continue;
             const char* const at = static_cast<const char*>(data);
-            const Glance& known = glances_[i];
-            if (!known.gradient.exchange ||
-                !written_.clear_of(at + known.before, at + known.after)) {
+            const FastTensor& known = fast_[i];
+            if (!known.gradient || !written_.clear_of(at + known.before, at + known.after)) {
                 View view = entries_[i].gradient.view;
                 view.data = const_cast<void*>(data);
-                written_.refuse_sharing(view, "grads");
+                written_.check_read(view, "grads");
             }
-            checked_[i] = data;
+            compared_at_[i] = data;
         }
         if (zero) refuse_shared_gradients();
         return missing;
@@ -617,9 +381,9 @@ class Update {
     Scalar scalar(const py::handle& object, const char* name, std::vector<Bound>& numbers) {
         if (object.is_none()) return {};
         const Bound b = bound(object, name, Access::read, owners_);
-        const Dtype dtype = dtype_of(b.view.dtype, name);
+        const Dtype dtype = real_dtype(b.view, name);
         if (bytes_of(dtype) == 2) {
-            raise_type(name, "dtype float32 or float64", name_of(b.view.dtype));
+            raise_type(name, "dtype float32 or float64", b.view.dtype_name());
         }
         if (b.view.size() != 1) raise_value(name, "one number", text(b.view.shape));
         numbers.push_back(b);
@@ -646,9 +410,7 @@ class Update {
         if (b.view.shape != e.p.view.shape) {
             raise_value(name, "shape " + text(e.p.view.shape), text(b.view.shape));
         }
-        if (!dense_enough(b.view)) {
-            raise_value(name, "elements that share no memory", "strides " + text(b.view.strides));
-        }
+        check_no_overlap_within(b.view, name);
     }
 
     static void check_layouts(const Entry& e) {
@@ -665,28 +427,28 @@ class Update {
 
     // Finds what is beside the parameters again: whose memory others may replace is compared at
     // every step. Where something lies elsewhere it has to be bound anew.
-    void look_beside() {
-        if (stale_) {
+    void find_moved() {
+        if (beside_is_old_) {
             beside_.clear();
             for (std::size_t i = 0; i < entries_.size(); ++i) {
                 entries_[i].for_each_beside([&](Bound& b, const char* name) {
-                    if (!b.fixed) beside_.push_back({b, &b, name, i});
+                    if (!b.fixed) beside_.push_back({Fingerprint(b.view), &b, name, i});
                 });
             }
-            stale_ = false;
+            beside_is_old_ = false;
         }
         for (const Beside& at : beside_) {
             bool stands = false;
-            if (at.known.exchange) {
-                stands = at.known.still(at.bound->object.ptr()) == at.known.data;
+            if (at.known) {
+                stands = at.known.address_if_unchanged(at.bound->object.ptr()) == at.known.address;
             } else if (entries_[at.entry].ready) {
-                looked_ = true;
+                others_may_have_run_ = true;
                 const void* const before = at.bound->view.data;
-                stands = !look(*at.bound, at.name, owners_) && at.bound->view.data == before;
+                stands = !at.bound->refresh(at.name, owners_) && at.bound->view.data == before;
             }
             if (!stands) {
                 entries_[at.entry].ready = false;
-                glances_[at.entry].p = {};
+                fast_[at.entry].p = {};
             }
         }
     }
@@ -695,7 +457,7 @@ class Update {
     void read_clocks() {
         for (std::size_t i = 0; i < entries_.size(); ++i) {
             const auto& shown = entries_[i].clock;
-            if (shown.empty() || !held_[i]) continue;
+            if (shown.empty() || !gradients_[i]) continue;
             Clock clock = stepper_.clock(i);
             bool set = false;
             for (std::size_t k = 0; k < shown.size(); ++k) {
@@ -715,7 +477,7 @@ class Update {
         }
     }
 
-    void show_clock(std::size_t i) {
+    void write_clock(std::size_t i) {
         const auto& shown = entries_[i].clock;
         if (shown.empty()) return;
         const Clock clock = stepper_.clock(i);
@@ -737,28 +499,28 @@ class Update {
     }
 
     // The usual case: nothing changed but the gradient's address.
-    bool glance(std::size_t i, PyObject* g) {
-        const Glance& known = glances_[i];
-        if (!known.p.exchange || !known.gradient.exchange || known.gradient_type != Py_TYPE(g)) {
+    bool take_if_unchanged(std::size_t i, PyObject* g) {
+        const FastTensor& known = fast_[i];
+        if (!known.p || !known.gradient || known.gradient_type != Py_TYPE(g)) {
             return false;
         }
-        if (known.p.still(known.object) != known.p.data) return false;
-        void* const data = known.gradient.still(g);
+        if (known.p.address_if_unchanged(known.object) != known.p.address) return false;
+        void* const data = known.gradient.address_if_unchanged(g);
         if (data) tensors_[i].gradient.data = data;
         return data != nullptr;
     }
 
-    void look_closely(std::size_t i, const py::object& g, bool zero,
+    void take_checked(std::size_t i, const py::object& g, bool zero,
                       std::vector<std::size_t>& missing) {
-        if (!look_at_parameter(i)) {
+        if (!refresh_parameter(i)) {
             missing.push_back(i);
             return;
         }
         Entry& e = entries_[i];
         take_gradient(e, i, g, zero);
-        Glance& known = glances_[i];
-        known.p = e.p;
-        known.gradient = e.gradient;
+        FastTensor& known = fast_[i];
+        known.p = Fingerprint(e.p.view);
+        known.gradient = Fingerprint(e.gradient.view);
         known.gradient_type = e.gradient_type;
         const auto [begin, end] = e.gradient.view.range();
         const auto* const data = static_cast<const char*>(e.gradient.view.data);
@@ -767,15 +529,15 @@ class Update {
     }
 
     // Lays a parameter out again where it changed; false where something beside it is missing.
-    bool look_at_parameter(std::size_t i) {
+    bool refresh_parameter(std::size_t i) {
         Entry& e = entries_[i];
-        looked_ = true;
-        glances_[i].p = glances_[i].gradient = {};
+        others_may_have_run_ = true;
+        fast_[i].p = fast_[i].gradient = {};
         const dlpack::DataType dtype = e.p.view.dtype;
-        const bool changed = look(e.p, "params", owners_);
-        if (changed || !e.laid || address(e.p.view) != tensors_[i].p.data) {
-            e.laid = false;
-            if (name_of(e.p.view.dtype) != name_of(dtype)) {
+        const bool changed = e.p.refresh("params", owners_);
+        if (changed || !e.laid_out || address(e.p.view) != tensors_[i].p.data) {
+            e.laid_out = false;
+            if (e.p.view.dtype != dtype) {
                 const dlpack::DataType now = std::exchange(e.p.view.dtype, dtype);
                 raise_type("params", "dtype " + name_of(dtype) + ", as the optimizer began",
                            name_of(now));
@@ -789,16 +551,17 @@ class Update {
 
     void take_gradient(Entry& e, std::size_t i, const py::object& g, bool zero) {
         Bound& b = e.gradient;
-        const bool same_type = e.gradient_type == Py_TYPE(g.ptr());
-        if (!same_type) {
-            refuse_wrappers(g, "grads");
-            b.exchange = exchange_of(g);
-            e.gradient_type = Py_TYPE(g.ptr());
-        }
         b.object = g;
         bool changed = true;
         try {
-            changed = look(b, "grads", owners_);
+            if (e.gradient_type == Py_TYPE(g.ptr())) {
+                changed = b.refresh("grads", owners_);
+            } else {
+                refuse_wrappers(g, "grads");
+                b.view = peek(g, "grads");
+                b.pass_owner(owners_);
+                e.gradient_type = Py_TYPE(g.ptr());
+            }
         } catch (py::error_already_set&) {
             if (py::cast<bool>(py::getattr(b.object, "is_sparse", py::bool_(false)))) {
                 raise_type("grads", "a dense array", "a sparse one");
@@ -807,157 +570,70 @@ class Update {
         }
         if (changed || !b.valid) {
             b.valid = false;
-            const Dtype dtype = dtype_of(b.view.dtype, "grads");
+            const Dtype dtype = real_dtype(b.view, "grads");
             const bool wide = e.p.view.dtype.bits == 64;
             if ((dtype == Dtype::f64) != wide) {
-                raise_type("grads", "dtype " + name_of(e.p.view.dtype), name_of(b.view.dtype));
+                raise_type("grads", "dtype " + e.p.view.dtype_name(), b.view.dtype_name());
             }
             if (b.view.shape != e.p.view.shape) {
                 raise_value("grads", "shape " + text(e.p.view.shape), text(b.view.shape));
             }
             b.valid = true;
             lay_out(i);
-            checked_[i] = nullptr;
+            compared_at_[i] = nullptr;
         }
-        if (zero && !b.writable) raise_value("grads", "a writable array", "a read-only one");
+        if (zero) check_writable(b.view, "grads");
 
         tensors_[i].gradient.data = address(b.view);
     }
 
     void refuse_shared_gradients() {
-        looked_ = true;
-        Written gradients;
+        others_may_have_run_ = true;
+        Overlaps gradients;
         std::vector<View> views(entries_.size());
         for (std::size_t i = 0; i < entries_.size(); ++i) {
-            if (!held_[i]) continue;
+            if (!gradients_[i]) continue;
             views[i] = entries_[i].gradient.view;
             views[i].data = tensors_[i].gradient.data;
-            if (!dense_enough(views[i])) {
-                raise_value("grads", "elements that share no memory",
-                            "strides " + text(views[i].strides));
-            }
-            gradients.add(views[i], "grads");
+            check_no_overlap_within(views[i], "grads");
+            gradients.writes(views[i], "grads");
         }
-        gradients.settle();
+        gradients.check();
     }
 
     // Compares all that is written, once it has moved.
-    void settle() {
+    void check_overlaps() {
         if (!moved_) return;
-        looked_ = true;
+        others_may_have_run_ = true;
         written_.clear();
         for (const Entry& e : entries_) {
-            if (!dense_enough(e.p.view)) {
-                raise_value("params", "elements that share no memory",
-                            "strides " + text(e.p.view.strides));
-            }
-            written_.add(e.p.view, "params");
-            for (const Bound& s : e.states) written_.add(s.view, "state");
-            for (const Bound& s : e.clock) written_.add(s.view, "step");
-            if (e.ema) written_.add(e.ema.view, "ema");
-            if (e.copy) written_.add(e.copy.view, "copies");
-            if (e.remainder) written_.add(e.remainder.view, "remainder");
+            check_no_overlap_within(e.p.view, "params");
+            written_.writes(e.p.view, "params");
+            for (const Bound& s : e.states) written_.writes(s.view, "state");
+            for (const Bound& s : e.clock) written_.writes(s.view, "step");
+            if (e.ema) written_.writes(e.ema.view, "ema");
+            if (e.copy) written_.writes(e.copy.view, "copies");
+            if (e.remainder) written_.writes(e.remainder.view, "remainder");
         }
-        written_.settle();
-        checked_.assign(entries_.size(), nullptr);
+        written_.check();
+        compared_at_.assign(entries_.size(), nullptr);
         moved_ = false;
     }
 
-    // Orders the axes as the parameter lies in memory, merges those that are one for every array,
-    // and leaves out the strides of arrays that lie alike.
     void lay_out(std::size_t i) {
         Entry& e = entries_[i];
-        Tensor& t = tensors_[i];
-        struct Piece {
-            const Bound* bound;
-            Strided* strided;
+        const auto place = [&](const Bound& b) -> Placement {
+            if (!b) return {};
+            const View& v = b.view;
+            const Dtype dtype = v.dtype == dlpack::int16 ? Dtype::i16 : real_dtype(v, "state");
+            return {address(v), dtype, &v.shape, &v.strides};
         };
-        std::vector<Piece> pieces{{&e.p, &t.p},
-                                  {&e.gradient, &t.gradient},
-                                  {&e.ema, &t.ema},
-                                  {&e.copy, &t.copy},
-                                  {&e.remainder, &t.remainder}};
-        for (std::size_t k = 0; k < e.states.size(); ++k) {
-            pieces.push_back({&e.states[k], &t.state[k]});
-        }
-        e.laid = true;
-        t.size = e.p.view.size();
-        const View& p = e.p.view;
-        std::vector<std::size_t> order;
-        for (std::size_t a = 0; a < p.shape.size(); ++a) {
-            if (p.shape[a] != 1) order.push_back(a);
-        }
-        std::vector<index> c_strides(p.shape.size());
-        index stride = 1;
-        for (std::size_t a = p.shape.size(); a-- > 0;) {
-            c_strides[a] = stride;
-            stride *= p.shape[a];
-        }
-        if (!e.matrix) {
-            std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-                return std::abs(p.strides[a]) > std::abs(p.strides[b]);
-            });
-        }
-        const auto whole = [&](const Piece& piece) {
-            return *piece.bound && piece.bound->view.shape == p.shape;
-        };
-        // An axis joins the one outside it where every array steps over both as over one.
-        std::vector<std::vector<std::size_t>> axes;
-        for (std::size_t a : order) {
-            bool joins = !axes.empty();
-            for (const Piece& piece : pieces) {
-                if (!joins || !whole(piece)) continue;
-                const auto& s = piece.bound->view.strides;
-                joins = s[axes.back().back()] == s[a] * p.shape[a];
-            }
-            joins = joins && c_strides[axes.back().back()] == c_strides[a] * p.shape[a];
-            if (joins) {
-                axes.back().push_back(a);
-            } else {
-                axes.push_back({a});
-            }
-        }
-        e.extents.clear();
-        for (const auto& axis : axes) {
-            index extent = 1;
-            for (std::size_t a : axis) extent *= p.shape[a];
-            e.extents.push_back(extent);
-        }
-        if (e.extents.empty()) e.extents.push_back(1);
-        const auto strides_of = [&](const std::vector<index>& s, std::vector<index>& out) {
-            out.clear();
-            for (const auto& axis : axes) out.push_back(s[axis.back()]);
-            if (out.empty()) out.push_back(1);
-            index linear = 1;
-            bool is_linear = true;
-            for (std::size_t a = e.extents.size(); a-- > 0;) {
-                is_linear = is_linear && out[a] == linear;
-                linear *= e.extents[a];
-            }
-            return is_linear;
-        };
-        t.axes = int(e.extents.size());
-        t.extents = e.extents.data();
-        t.logical = strides_of(c_strides, e.logical) || t.size == 0 ? nullptr : e.logical.data();
-        for (std::size_t k = 0; k < pieces.size(); ++k) {
-            const auto& [bound, strided] = pieces[k];
-            if (!*bound) {
-                *strided = {};
-                continue;
-            }
-            const View& v = bound->view;
-            strided->data = address(v);
-            strided->dtype = v.dtype.code == 0 ? Dtype::i16 : dtype_of(v.dtype, "state");
-            const bool linear =
-                t.size == 0 || !whole({bound, strided}) || strides_of(v.strides, e.strides[k]);
-            strided->strides = linear ? nullptr : e.strides[k].data();
-        }
-        if (e.matrix) {
-            const std::size_t d = p.shape.size();
-            t.rows = d > 1 ? p.shape[d - 2] : 1;
-            t.columns = d > 0 ? p.shape[d - 1] : 1;
-            t.batch = t.size == 0 ? 0 : t.size / (t.rows * t.columns);
-        }
+        Placements arrays{place(e.p),    place(e.gradient),  place(e.ema),
+                          place(e.copy), place(e.remainder), {},
+                          e.matrix};
+        for (const Bound& s : e.states) arrays.states.push_back(place(s));
+        e.layout.lay_out(arrays, tensors_[i]);
+        e.laid_out = true;
     }
 
     // Whether what has a gradient is so large, on average, that to hold it takes a fiftieth of its
@@ -965,7 +641,7 @@ class Update {
     bool is_large() const {
         index elements = 0, count = 0;
         for (std::size_t i = 0; i < entries_.size(); ++i) {
-            if (!held_[i]) continue;
+            if (!gradients_[i]) continue;
             elements += tensors_[i].size;
             ++count;
         }
@@ -974,9 +650,9 @@ class Update {
 
     // Holds all memory that a step reads or writes: what hands itself out, since the rest is held
     // since it was looked at.
-    void hold(const std::vector<Bound>& numbers) {
+    void hold_memory(const std::vector<Bound>& numbers) {
         const auto add = [&](const Bound& b, PyObject* object) {
-            if (!b.exchange) return;
+            if (!b.view.exchange) return;
             auto storage = py::reinterpret_steal<py::object>(
                 PyObject_CallMethodNoArgs(object, storage_name_.ptr()));
             if (storage) {
@@ -988,8 +664,8 @@ class Update {
             }
         };
         for (std::size_t i = 0; i < entries_.size(); ++i) {
-            if (held_[i]) add(entries_[i].gradient, held_[i].ptr());
-            if (held_[i] || entries_[i].followed()) add(entries_[i].p, glances_[i].object);
+            if (gradients_[i]) add(entries_[i].gradient, gradients_[i].ptr());
+            if (gradients_[i] || entries_[i].followed()) add(entries_[i].p, fast_[i].object);
         }
         for (const Beside& at : beside_) add(*at.bound, at.bound->object.ptr());
         for (const Bound& b : numbers) add(b, b.object.ptr());
@@ -997,22 +673,24 @@ class Update {
 
     // Another thread may have run since memory was looked at; none does from here on.
     void refuse_moved(const std::vector<Bound>& numbers) {
-        const auto check = [&](const Known& known, const Bound& b, PyObject* object,
+        const auto check = [&](const Fingerprint& known, const Bound& b, PyObject* object,
                                const void* data, const char* name) {
-            if (!b.exchange) return;
-            void* const now = known.exchange ? known.still(object) : b.still(object);
+            if (!b.view.exchange) return;
+            void* const now =
+                known ? known.address_if_unchanged(object) : b.view.address_if_unchanged(object);
             if ((now ? now : &nothing_) != (data ? data : &nothing_)) {
                 raise_value(name, "memory that stays where it is during a step", "other memory");
             }
         };
         for (std::size_t i = 0; i < entries_.size(); ++i) {
             const Entry& e = entries_[i];
-            const Glance& known = glances_[i];
+            const FastTensor& known = fast_[i];
             const Tensor& t = tensors_[i];
-            if (held_[i]) {
-                check(known.gradient, e.gradient, held_[i].ptr(), t.gradient.data, "grads");
+            if (gradients_[i]) {
+                check(known.gradient, e.gradient, gradients_[i].ptr(), t.gradient.data, "grads");
             }
-            if (held_[i] || e.followed()) check(known.p, e.p, known.object, t.p.data, "params");
+            if (gradients_[i] || e.followed())
+                check(known.p, e.p, known.object, t.p.data, "params");
         }
         for (const Beside& at : beside_) {
             check(at.known, *at.bound, at.bound->object.ptr(), at.bound->view.data, at.name);
@@ -1024,30 +702,31 @@ class Update {
         for (Entry& e : entries_) {
             if (e.gradient.object) e.gradient.object = py::object();
         }
-        held_.clear();
+        gradients_.clear();
         owners_.clear();
     }
 
     std::vector<Entry> entries_;
     std::vector<Tensor> tensors_;
     Stepper stepper_;
-    Written written_;
-    std::vector<const void*> checked_;  // where each gradient was when it was last compared
+    Overlaps written_;
+    std::vector<const void*> compared_at_;  // where each gradient was when it was last compared
     int rows_ = 0;
     // An array beside a parameter, by all that is read of it again at every step.
     struct Beside {
-        Known known;
+        Fingerprint known;
         Bound* bound;
         const char* name;
         std::size_t entry;
     };
     std::vector<Beside> beside_;
-    bool stale_ = true;  // something was bound since they were gathered
-    std::vector<Glance> glances_;
-    std::vector<py::object> held_;  // gradients, until the step was run; and likewise
+    bool beside_is_old_ = true;  // something was bound since they were gathered
+    std::vector<FastTensor> fast_;
+    std::vector<py::object> gradients_;  // until the step was run; and likewise
     Owners owners_;
-    bool moved_ = true, all_stepped_ = true;
-    bool looked_ = false;  // in a way that may have let another thread run
+    bool moved_ = true;  // something written, since it was last compared
+    bool all_stepped_ = true;
+    bool others_may_have_run_ = false;  // other threads, since memory was looked at
     char nothing_ = 0;
     py::str grad_name_ = py::reinterpret_steal<py::str>(PyUnicode_InternFromString("grad"));
     py::str storage_name_ =

@@ -1,7 +1,6 @@
 // What the CPU build tells of itself, and the settings it has.
-#include "bindings/array.hpp"
 #include "bindings/bind.hpp"
-#include "bindings/dlpack.hpp"
+#include "bindings/device.hpp"
 #include "core/isa_cpu.hpp"
 #include "core/threads_cpu.hpp"
 #include "ops/gemm.hpp"
@@ -13,9 +12,9 @@ const char* device_word() { return "cpu"; }
 Stream current_stream() { return {}; }
 Stream foreign_stream(std::uintptr_t) { return {}; }
 std::uintptr_t stream_handle(const Stream&) { return 0; }
-bool lend(const Stream&, std::intptr_t) { return false; }
-void take_back() noexcept {}
-py::object until_done(py::object owner) { return owner; }
+bool make_consumer_wait(const Stream&, std::intptr_t) { return false; }
+void wait_for_consumers() noexcept {}
+py::object keep_until_done(py::object owner) { return owner; }
 
 void bind_device(py::module_& m) {
     m.def("num_threads", &num_threads);

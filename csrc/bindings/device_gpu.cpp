@@ -1,7 +1,6 @@
 // What the CUDA build tells of itself and its devices, and its streams beside those of others.
-#include "bindings/array.hpp"
 #include "bindings/bind.hpp"
-#include "bindings/dlpack.hpp"
+#include "bindings/device.hpp"
 #include "core/gpu.hpp"
 #include "ops/gemm.hpp"
 #include "ops/gemm_gpu.hpp"
@@ -86,7 +85,7 @@ std::uintptr_t stream_handle(const Stream& stream) {
     return reinterpret_cast<std::uintptr_t>(native(stream).stream);
 }
 
-bool lend(const Stream& ours, std::intptr_t consumer) {
+bool make_consumer_wait(const Stream& ours, std::intptr_t consumer) {
     const Native& n = native(ours);
     const auto theirs = reinterpret_cast<cudaStream_t>(consumer);  // DLPack's 1 and 2 are CUDA's
     if (theirs == n.stream) return false;
@@ -103,7 +102,7 @@ bool lend(const Stream& ours, std::intptr_t consumer) {
     return true;
 }
 
-void take_back() noexcept {
+void wait_for_consumers() noexcept {
     if (forked()) return;
     try {
         const DeviceGuard guard;
@@ -112,7 +111,7 @@ void take_back() noexcept {
     }
 }
 
-py::object until_done(py::object owner) {
+py::object keep_until_done(py::object owner) {
     return py::capsule(new Borrowed{std::move(owner), current_stream()}, [](void* pointer) {
         const std::unique_ptr<Borrowed> borrowed(static_cast<Borrowed*>(pointer));
         if (forked()) return;

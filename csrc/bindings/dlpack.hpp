@@ -14,6 +14,14 @@ struct DataType {
     std::uint8_t code, bits;
     std::uint16_t lanes;
 };
+constexpr bool operator==(DataType a, DataType b) {
+    return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+}
+constexpr bool operator!=(DataType a, DataType b) { return !(a == b); }
+constexpr std::uint8_t complex = 5, boolean = 6;  // codes
+constexpr DataType int16{0, 16, 1}, int32{0, 32, 1}, int64{0, 64, 1}, uint8{1, 8, 1},
+    float16{2, 16, 1}, float32{2, 32, 1}, float64{2, 64, 1}, bfloat16{4, 16, 1};
+
 struct Tensor {
     void* data;
     Device device;

@@ -193,7 +193,7 @@ SP_HD bool coefficients(const Task& t, Function function, index g, index c, doub
 SP_HD double uniform(std::uint32_t bits) { return (double(bits) + 0.5) * (1.0 / 4294967296.0); }
 
 // What follows from the mean and the sum of squares about it.
-SP_HD void settle(const Task& t, index g, index c, double mean, double square) {
+SP_HD void set_statistics(const Task& t, index g, index c, double mean, double square) {
     if (t.moments) {
         t.moments[c] = mean;
         t.moments[t.norm.shape.channels + c] = square;

@@ -261,7 +261,7 @@ struct Elements {
 };
 
 // After streaming, before others read.
-SP_HD void settle() {
+SP_HD void fence_stores() {
 #if defined(__x86_64__)
     _mm_sfence();
 #endif

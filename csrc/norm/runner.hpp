@@ -11,8 +11,8 @@ SP_BEGIN
 
 namespace normalization {
 
-// After a pass with sums these are in task.sums or settled, and `finish` has been called; a pass
-// that maps is given the `coefficients` of its function.
+// After a pass with sums these are in task.sums or are statistics, and `finish` has been called; a
+// pass that maps is given the `coefficients` of its function.
 void take(const Stream& stream, const Task& task, const std::vector<Sweep>& passes);
 
 }  // namespace normalization

@@ -113,7 +113,7 @@ class Runner {
                     const Range some{begin, std::min(begin + tile, channels.end)};
                     total_moments(p, g, some, mean, square);
                     for (index c = some.begin; c < some.end; ++c) {
-                        settle(task_, g, c, mean[c - begin], square[c - begin]);
+                        set_statistics(task_, g, c, mean[c - begin], square[c - begin]);
                     }
                 }
             }

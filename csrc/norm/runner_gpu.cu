@@ -80,7 +80,7 @@ struct Step {
     bool computed_in_double;
     index slabs;
     const double* partial;
-    double* found;  // (2, groups, channels), moments before they are settled
+    double* found;  // (2, groups, channels), moments that statistics are made of
     void* table;
 };
 
@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(threads)
         if (lane == 0) {
             if (moments) {
                 for (index g = 0; g < groups; ++g) {
-                    settle_channel(task, g, c, step.found[g * channels + c],
-                                   step.found[(groups + g) * channels + c]);
+                    set_channel_statistics(task, g, c, step.found[g * channels + c],
+                                           step.found[(groups + g) * channels + c]);
                 }
             } else {
                 finish_channel(task, step.function, c);

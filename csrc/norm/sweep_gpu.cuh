@@ -153,10 +153,10 @@ struct Piece {
     index elements;
 };
 
-__device__ __forceinline__ Piece piece_of(const Planes& p, index unit) {
+__device__ __forceinline__ Piece piece_of(const Planes& p, index item) {
     Piece piece;
-    piece.c = unit % p.shape.channels;
-    const index rest = unit / p.shape.channels;
+    piece.c = item % p.shape.channels;
+    const index rest = item / p.shape.channels;
     piece.g = rest % p.groups;
     piece.slab = rest / p.groups;
     const index all = p.shape.outer_of(piece.g) * p.stretches;
@@ -277,9 +277,9 @@ __global__ void __launch_bounds__(threads)
                bool backward, const void* table, double* partial) {
     constexpr int m = F::sums;
     const F f{s.setting};
-    const index units = p.units(), size = p.groups * p.shape.channels;
-    for (index u = blockIdx.x; u < units; u += gridDim.x) {
-        const Piece piece = piece_of(p, backward ? units - 1 - u : u);
+    const index items = p.items(), size = p.groups * p.shape.channels;
+    for (index u = blockIdx.x; u < items; u += gridDim.x) {
+        const Piece piece = piece_of(p, backward ? items - 1 - u : u);
         Same<T, F::coefficients> c;
         double total[m], shift = 0.0;
         if constexpr (std::is_same_v<F, Moments>) {
@@ -310,9 +310,9 @@ __global__ void __launch_bounds__(threads)
                bool backward, const void* table) {
     constexpr int N = batch<F, T>;
     const F f{s.setting};
-    const index units = p.units(), size = p.groups * p.shape.channels;
-    for (index u = blockIdx.x; u < units; u += gridDim.x) {
-        const Piece piece = piece_of(p, backward ? units - 1 - u : u);
+    const index items = p.items(), size = p.groups * p.shape.channels;
+    for (index u = blockIdx.x; u < items; u += gridDim.x) {
+        const Piece piece = piece_of(p, backward ? items - 1 - u : u);
         Same<T, F::coefficients> c;
         load_coefficients<T, F::coefficients>(table, size, piece.g * p.shape.channels + piece.c,
                                               c.c);
@@ -331,10 +331,10 @@ struct Slab {
     index single;         // rows as the tensor has them
 };
 
-__device__ __forceinline__ Slab slab_of(const Tiles& t, index unit) {
+__device__ __forceinline__ Slab slab_of(const Tiles& t, index item) {
     Slab s;
-    s.tile = unit % t.tiles;
-    const index above = unit / t.tiles;
+    s.tile = item % t.tiles;
+    const index above = item / t.tiles;
     s.g = above % t.groups;
     s.slab = above / t.groups;
     const index rows = t.shape.outer_of(s.g), whole = rows / t.wide;
@@ -387,9 +387,9 @@ __global__ void __launch_bounds__(threads)
              bool backward, const void* table) {
     constexpr int N = batch<F, T>;
     const F f{s.setting};
-    const index units = t.units();
-    for (index u = blockIdx.x; u < units; u += gridDim.x) {
-        const Slab slab = slab_of(t, backward ? units - 1 - u : u);
+    const index items = t.items();
+    for (index u = blockIdx.x; u < items; u += gridDim.x) {
+        const Slab slab = slab_of(t, backward ? items - 1 - u : u);
         const index i = (slab.tile * t.across + int(threadIdx.x) % t.across) * lanes;
         Each<T, F::coefficients> c;
         load_each(t, slab, i, table, c);
@@ -407,11 +407,11 @@ __global__ void __launch_bounds__(threads)
     constexpr int m = F::sums, N = batch<F, T>;
     __shared__ double part[threads * lanes];
     const F f{s.setting};
-    const index units = t.units(), channels = t.shape.channels;
+    const index items = t.items(), channels = t.shape.channels;
     const int mine = int(threadIdx.x) % t.across, row = int(threadIdx.x) / t.across;
     const int positions = t.across * lanes, deep = threads / t.across;
-    for (index u = blockIdx.x; u < units; u += gridDim.x) {
-        const Slab slab = slab_of(t, backward ? units - 1 - u : u);
+    for (index u = blockIdx.x; u < items; u += gridDim.x) {
+        const Slab slab = slab_of(t, backward ? items - 1 - u : u);
         const index i = (slab.tile * t.across + mine) * lanes;
         const bool aligned = vectors && slab.length % lanes == 0;
         Each<T, F::coefficients> c;
@@ -480,9 +480,9 @@ __global__ void __launch_bounds__(threads)
     }
 }
 
-// The blocks of a launch; past the most that a grid has they take several units each.
-inline unsigned blocks_of(index units) {
-    return unsigned(std::clamp<index>(units, 1, index(1) << 30));
+// The blocks of a launch; past the most that a grid has they take several items each.
+inline unsigned blocks_of(index items) {
+    return unsigned(std::clamp<index>(items, 1, index(1) << 30));
 }
 
 template <class F>
@@ -490,7 +490,7 @@ void sum_one(const Launch& l, const Sweep& s) {
     const auto go = [&](auto number) {
         using T = decltype(number);
         const Walk& w = l.walk;
-        const unsigned blocks = blocks_of(w.units());
+        const unsigned blocks = blocks_of(w.items());
         if (w.rows) {
             launch(l.stream, sum_rows<F, T>, blocks, threads, 0, s, w.tiles, w.vectors, w.backward,
                    l.table, l.partial);
@@ -507,7 +507,7 @@ void map_one(const Launch& l, const Sweep& s) {
     const auto go = [&](auto number) {
         using T = decltype(number);
         const Walk& w = l.walk;
-        const unsigned blocks = blocks_of(w.units());
+        const unsigned blocks = blocks_of(w.items());
         if (w.rows) {
             launch(l.stream, map_rows<F, T>, blocks, threads, 0, s, w.tiles, w.vectors, w.backward,
                    l.table);
@@ -575,7 +575,7 @@ __global__ void __launch_bounds__(hold_threads)
         if constexpr (std::is_same_v<Sum, Moments>) {
             double found[3];
             keep<Sum>(total, piece.elements, shift, found, 1);
-            settle_channel(task, 0, c, found[1], found[2]);
+            set_channel_statistics(task, 0, c, found[1], found[2]);
         } else {
             for (int k = 0; k < m; ++k) task.sum(k, 0, c) = total[k];
             finish_channel(task, sums.function, c);

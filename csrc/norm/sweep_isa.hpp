@@ -168,7 +168,7 @@ void map_runs(const F& function, const Sweep& sweep, const Runs& runs, const C& 
         for (; i + lanes <= n; i += lanes) step(i, lanes, std::false_type());
         if (i < n) step(i, n - i, std::true_type());
     }
-    if (sweep.stream) settle();
+    if (sweep.stream) fence_stores();
 }
 
 // Lanes are added up in pairs of packs; after so many pairs in T they move on to double.

@@ -24,7 +24,7 @@ struct Planes {
     index each, pieces;  // stretches of a piece, pieces of a group
 
     SP_HD index stretch() const { return index(width) * lanes; }
-    SP_HD index units() const { return pieces * groups * shape.channels; }
+    SP_HD index items() const { return pieces * groups * shape.channels; }
     // Elements before a stretch.
     SP_HD index before(index q) const {
         const index into = q % stretches * stretch();
@@ -41,7 +41,7 @@ struct Tiles {
     index tiles;        // of a row; one where rows are put together
     index each, slabs;  // rows of a slab, slabs of a group with those left over
 
-    SP_HD index units() const { return slabs * groups * tiles; }
+    SP_HD index items() const { return slabs * groups * tiles; }
 };
 
 struct Walk {
@@ -50,7 +50,7 @@ struct Walk {
     Tiles tiles;
     bool vectors;   // four elements lie on an address of theirs
     bool backward;  // what was touched last is still in cache
-    index units() const { return rows ? tiles.units() : planes.units(); }
+    index items() const { return rows ? tiles.items() : planes.items(); }
     index slabs() const { return rows ? tiles.slabs : planes.pieces; }
 };
 
@@ -93,9 +93,9 @@ static __device__ __noinline__ void channel_coefficients(const Task& t, Function
                                                          index c, double* out) {
     coefficients(t, function, g, c, out);
 }
-static __device__ __noinline__ void settle_channel(const Task& t, index g, index c, double mean,
-                                                   double square) {
-    settle(t, g, c, mean, square);
+static __device__ __noinline__ void set_channel_statistics(const Task& t, index g, index c,
+                                                           double mean, double square) {
+    set_statistics(t, g, c, mean, square);
 }
 static __device__ __noinline__ void finish_channel(const Task& t, Function function, index c) {
     finish(t, function, c);

@@ -111,8 +111,8 @@ void set_norms(const TensorStep& part, const double* sums) {
 
 }  // namespace
 
-void sweep(const Stream& stream, const TensorSteps& parts, double factor,
-           const StepOptions& options, double* sums) {
+void run_elementwise(const Stream& stream, const TensorSteps& parts, double factor,
+                     const StepOptions& options, double* sums) {
     constexpr index line = 64;  // pieces begin at multiples of this, to keep vectors whole
     run(stream, work_of(parts), [&](const Context& context) {
         if (sums) {
@@ -162,7 +162,7 @@ class Followers {
     void go(const Stream& stream, StepOptions options) const {
         if (parts_.empty()) return;
         options.random = false;
-        sweep(stream, parts_, 1.0, options);
+        run_elementwise(stream, parts_, 1.0, options);
     }
 
    private:
@@ -182,7 +182,7 @@ void gather_direction(const Stream& stream, const TensorStep& part, RuleId first
     t.rule = int(first);
     Block block;
     builds[t.rule](sizeof(T) == 8, block.bytes, hyper, part.step, nullptr);
-    sweep(stream, TensorSteps({&t, block.bytes, part.step}), factor, options);
+    run_elementwise(stream, TensorSteps({&t, block.bytes, part.step}), factor, options);
 }
 
 template <class T>
@@ -192,7 +192,7 @@ void apply_direction(const Stream& stream, const TensorStep& part, const StepOpt
     t.gradient = {const_cast<T*>(x), nullptr, sizeof(T) == 8 ? Dtype::f64 : Dtype::f32};
     StepOptions after = options;
     after.zero = false;
-    sweep(stream, TensorSteps({&t, part.rule, part.step}), 1.0, after);
+    run_elementwise(stream, TensorSteps({&t, part.rule, part.step}), 1.0, after);
 }
 
 #define SP_INSTANTIATE(T)                                                                   \
@@ -333,7 +333,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
             elementwise.push_back(part);
         }
     }
-    sweep(stream, elementwise, factor, options, slabs ? sums.data() : nullptr);
+    run_elementwise(stream, elementwise, factor, options, slabs ? sums.data() : nullptr);
     StepOptions rest = options;
     rest.zero = false;  // what stands for their gradients is themselves
     followers.go(stream, rest);

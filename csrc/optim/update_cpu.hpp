@@ -25,8 +25,8 @@ struct TensorSteps {
 
 // Runs elementwise rules; `factor` multiplies the gradients. `sums` has two numbers for each slab
 // of the tensors whose rules want norms.
-void sweep(const Stream& stream, const TensorSteps& parts, double factor,
-           const StepOptions& options, double* sums = nullptr);
+void run_elementwise(const Stream& stream, const TensorSteps& parts, double factor,
+                     const StepOptions& options, double* sums = nullptr);
 
 // The stages around a rule on matrices. The first writes to `x`, dense in the tensor's order, what
 // the elementwise rule `first` makes of the gradient, and clears it if asked to; the last moves the

@@ -447,13 +447,13 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
     check(cudaGetLastError(), "step");
     for (const Group& group : tables.groups()) {
         const Update u = update_of(device, group.chunks, options);
-        bool some = false, some_stay = false;
+        bool some = false, some_follow = false;
         for (int i : group.tensors) {
             const Tensor& t = tensors[i];
             some = some || t.gradient.data;
-            some_stay = some_stay || (!t.gradient.data && (t.ema.data || t.copy.data));
+            some_follow = some_follow || (!t.gradient.data && (t.ema.data || t.copy.data));
         }
-        if (some_stay) launches[int(RuleId::Unmoved)][group.wide](stream, false, u);
+        if (some_follow) launches[int(RuleId::Unmoved)][group.wide](stream, false, u);
         if (!some) continue;
         if (on_matrices(group.rule)) {
             const int i = group.tensors[0];

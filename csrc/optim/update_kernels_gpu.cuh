@@ -16,9 +16,9 @@ static_assert(chunk % (four * threads) == 0, "a block takes whole rows of a chun
 
 // Of tensors without a gradient only what follows them moves.
 template <class R>
-constexpr bool stays = false;
+constexpr bool leaves_parameter = false;
 template <class T>
-constexpr bool stays<Unmoved<T>> = true;
+constexpr bool leaves_parameter<Unmoved<T>> = true;
 
 // Four elements as they are stored, those in float or double as T.
 template <class T>
@@ -237,7 +237,7 @@ __device__ __forceinline__ void update_four(const Update& u, const Item& item,
     // All loads come first, to have them under way together.
     const Raw<T> p_raw = fetch<T>(numbers, item, o.p, at, n);
     Raw<T> g_raw{};
-    if constexpr (!stays<R>) g_raw = fetch<T>(numbers, item, o.gradient, at, n);
+    if constexpr (!leaves_parameter<R>) g_raw = fetch<T>(numbers, item, o.gradient, at, n);
     [[maybe_unused]] const Raw<T> state_raw[] = {fetch<T>(numbers, item, o.state[I], at, n)...,
                                                  Raw<T>{}};
     Raw<T> low{}, ema_raw{};
@@ -270,7 +270,7 @@ __device__ __forceinline__ void update_four(const Update& u, const Item& item,
         put(numbers, item, o.ema, at, n, encode(o.ema.dtype, average));
     }
     if (o.copy.data) put(numbers, item, o.copy, at, n, encode(o.copy.dtype, p));
-    if constexpr (stays<R>) return;
+    if constexpr (leaves_parameter<R>) return;
     Draws draws{};
     if (o.rounds) draws = draw(numbers, item, o.step, u.seed, at, n);
     (put(numbers, item, o.state[I], at, n,
@@ -304,7 +304,7 @@ __global__ void __launch_bounds__(threads) update_kernel(const __grid_constant__
     const auto factor = u.stage == Stage::apply ? T(1) : T(d.status->factor);
     for (index c = blockIdx.x; c < u.pieces.total; c += gridDim.x) {
         const int piece = owner(u.pieces, c), tensor = u.pieces.tensors[piece];
-        if ((d.gradients[tensor] == nullptr) != stays<R>) continue;
+        if ((d.gradients[tensor] == nullptr) != leaves_parameter<R>) continue;
         __syncthreads();
         if (threadIdx.x == 0) see<T>(u, tensor, R::states, o);
         __syncthreads();
@@ -407,7 +407,7 @@ void launch(const Stream& stream, bool plain, const Update& u) {
     if (u.pieces.total == 0) return;
     const unsigned blocks = grid(stream, u.pieces.total, 1);
     const cudaStream_t queue = native(stream).stream;
-    if constexpr (!stays<R>) {
+    if constexpr (!leaves_parameter<R>) {
         if (plain) {
             plain_kernel<R><<<blocks, threads, 0, queue>>>(u);
             check(cudaGetLastError(), "update");

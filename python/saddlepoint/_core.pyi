@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
+from .kinds import ArrayLike
 from .norm import Noise, Saved
-from .vector import ArrayLike
 
 _Stage: TypeAlias = Literal["all", "sums", "more_sums", "apply"]
 

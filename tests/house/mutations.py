@@ -748,8 +748,8 @@ CPP = [
         "test_vector.py",
     ),
     Mutation(
-        "bindings/bind_optim.cpp",
-        "if (share_memory(*piece.view, other)) {",
+        "bindings/overlap.cpp",
+        "if (share_elements(*a.view, *b.view)) {",
         "if (false) {",
         "test_optim_pipeline.py",
     ),
