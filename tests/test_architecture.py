@@ -177,7 +177,7 @@ ALLOWED: dict[str, set[str]] = {
     "vector": {"kinds", "errors"},
     "objective": {"kinds", "errors"},
     "optim": {"_native", "errors", "kinds", "vector", "optim"},
-    "norm": {"errors", "kinds", "vector", "norm"},
+    "norm": {"_native", "errors", "kinds", "vector", "norm"},
     "nn": {"_native", "errors", "kinds", "vector", "objective", "norm", "nn"},
     "curvature": ANALYSIS | {"curvature"},
     "critical": ANALYSIS | {"curvature", "critical"},
