@@ -576,6 +576,13 @@ def test_every_ghost_batch_counts(rng: np.random.Generator) -> None:
     assert_allclose(var, (1.0 + parts.var(1, ddof=1).sum(0)) / 4, rtol=1e-13)
 
 
+def test_ghosts_are_of_training(rng: np.random.Generator) -> None:
+    x, mean, var = rng.standard_normal((6, 3)), np.zeros(3), np.ones(3)
+    for training, groups in ((True, 3), (False, 1)):
+        _, saved = norm.batch_norm(x, None, None, mean, var, training, ghost=2)
+        assert saved.statistics.shape == (2, groups, 3)
+
+
 def test_a_momentum_of_zero_leaves_the_statistics(rng: np.random.Generator) -> None:
     mean, var = rng.standard_normal(3), rng.random(3) + 0.5
     before = mean.copy(), var.copy()

@@ -487,3 +487,19 @@ def test_the_saddles_of_the_demo_are_those_of_theory() -> None:
         assert stage.way.actual_drop == pytest.approx(strengths[i] ** 2 / columns, rel=1e-3)
         assert stage.way.predicted_drop == pytest.approx(2 * stage.way.actual_drop, rel=1e-3)
     assert found.escaped[-1, 1] < 1e-10 < found.descent[-1, 1]
+
+
+def test_a_command_is_a_file() -> None:
+    from saddlepoint.cli.app import COMMANDS
+
+    places = [(command.__module__, command.__name__) for command in COMMANDS]
+    assert places == [(f"saddlepoint.cli.{name}", name) for _, name in places]
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_a_missing_command_line_says_how_to_get_it(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from saddlepoint.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'saddlepoint[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -598,18 +598,21 @@ def test_asking_again_makes_no_passes(rng: np.random.Generator) -> None:
 
 def test_kept_passes_take_an_eighth_of_the_budget() -> None:
     p = random_problem(4, batch_norm=False)
-    mine, stored = objective(p), objective(p)._pass(len(p.x)).nbytes
-    mine.gradient(p.params.theta)
-    one = kept_bytes(mine)
-    mine.loss(p.params.theta)
-    both = kept_bytes(mine)
-    assert 0 < one < both < 8 * stored
-    for budget, kept in ((8 * both, both), (8 * both - 1, one), (8 * one, one), (8 * one - 8, 0)):
-        mine = objective(p, memory_budget=max(budget, stored))
-        if budget >= stored:  # else chunks are other
-            mine.gradient(p.params.theta)
-            mine.loss(p.params.theta)
-            assert kept_bytes(mine) == (kept if kept else both - one)
+
+    def after_both(**budget: int) -> tuple[int, int]:
+        mine = objective(p, **budget)
+        mine.gradient(p.params.theta)
+        gradient = kept_bytes(mine)
+        mine.loss(p.params.theta)
+        return gradient, kept_bytes(mine)
+
+    gradient, both = after_both()
+    value = both - gradient
+    assert 0 < value < gradient
+    assert objective(p)._pass(len(p.x)).nbytes < 8 * (gradient - 1)  # the chunks stay the same
+    assert after_both(memory_budget=8 * both) == (gradient, both)
+    assert after_both(memory_budget=8 * both - 1) == (gradient, gradient)
+    assert after_both(memory_budget=8 * gradient - 1) == (0, value)
 
 
 def test_kept_passes_hold_no_array_of_the_callers() -> None:

@@ -33,6 +33,7 @@ from saddlepoint.report import (
     training_curves,
     write,
 )
+from saddlepoint.report.figures.slices import curvature_slices
 from saddlepoint.report.panels import PANELS, panels_of
 from saddlepoint.report.theme import DARK, LIGHT
 from saddlepoint.runs import Config, analyze, train
@@ -472,6 +473,7 @@ def test_writing_is_repeatable_and_whole(page: Path, tmp_path: Path) -> None:
         (lambda: loss_surface(saddle(path=np.ones((3, 2)))), r"path: expected shape \(p, 3\)"),
         (lambda: escape_line(escape(losses=np.ones(3))), r"losses: expected shape \(91,\)"),
         (lambda: extreme_eigenvalues(point([1.0], [])), r"residuals: expected shape \(1,\)"),
+        (lambda: curvature_slices([]), "slices: expected at least one, got none"),
         (lambda: training_curves(history(step=[], loss=[], gradient_norm=[])), "history: expected"),
         (lambda: write(report(verdict=[]), "."), "verdict: expected at least one"),
     ],
@@ -514,3 +516,20 @@ def test_a_page_has_the_panels_of_its_results_that_there_is_something_to_draw_fo
     assert [(panel.id, panel.title) for panel in shown] == [(e.id, e.title) for e in entries]
     assert shown[0].words == caption(extreme_eigenvalues(found.point))
     assert [panel.id for panel in panels_of(replace(found, point=None), run)] == ["training"]
+
+
+def test_lines_are_drawn_with_the_parabola_of_second_order() -> None:
+    """Both ends of the spectrum: at each, dᵀHd is the eigenvalue."""
+    run = train(Config(layers=(64, 6, 10), epochs=1), show_progress=False)
+    found = analyze(run, samples=60, show_progress=False)
+    (panel,) = [panel for panel in panels_of(found) if panel.id == "slices"]
+    figure: Any = panel.figure
+    models = [trace for trace in figure.data if trace.name == "quadratic model"]
+    assert len(models) == 2
+    for trace, eigenvalue in zip(
+        models, (found.point.lambda_min, found.point.lambda_max), strict=True
+    ):
+        fit = np.polynomial.polynomial.polyfit(trace.x, trace.y, 2)
+        np.testing.assert_allclose(2.0 * fit[2], eigenvalue, rtol=1e-6)
+        np.testing.assert_allclose(fit[0], found.point.loss, rtol=1e-9)
+    assert "the dashed parabola" in panel.words

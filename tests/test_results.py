@@ -106,6 +106,7 @@ RESULTS = {
     "demo.Stage": stage,
     "history.Fit": fitted,
     "history.History": lambda: fitted().history,
+    "landscape.Slice1D": lambda: landscape.line(Saddle(), np.zeros(2), np.ones(2)),
     "landscape.Slice2D": lambda: landscape.plane(Saddle(), np.zeros(2), *np.eye(2), points=5),
     "runs.Analysis": analysis,
     "runs.Run": run,

@@ -1541,7 +1541,7 @@ def test_low_precision_modules(name: str, dtype: torch.dtype) -> None:
     """A step is the float32 step on the same numbers, rounded once; the states are float32."""
     low = [nn.Parameter(p.detach().to(dtype)) for p in parameters(*shapes_for(name))]
     wide = [nn.Parameter(p.detach().float()) for p in low]
-    lr = 50.0 if name == "Adadelta" else 0.05  # its first steps are small
+    lr = 50.0 if name in ("Adadelta", "LARS") else 0.05  # their first steps are small
     optimizer = getattr(ours, name)(low, lr=lr)
     eps = {"eps": (torch.finfo(dtype).eps, 1e-3)} if name == "Adafactor" else {}
     exact = getattr(ours, name)(wide, lr=lr, **eps)
@@ -1597,7 +1597,7 @@ def test_empty_and_scalar_parameters(name: str) -> None:
 
 def _bfloat16_moves(name: str) -> None:
     """A fused step that leaves whole vectors of 16-bit parameters as they were."""
-    lr = 100.0 if name == "Adadelta" else 0.1  # its first steps are small
+    lr = 100.0 if name in ("Adadelta", "LARS") else 0.1  # their first steps are small
     p = nn.Parameter(torch.linspace(-1, 1, 4096).to(torch.bfloat16))
     before = p.detach().clone()
     p.grad = torch.full_like(p, 1.0)

@@ -119,8 +119,18 @@ CALLS: dict[str, Call] = {
             "points": 3,
         },
     ),
+    "line": Call(
+        landscape.line,
+        lambda: {
+            "objective": SADDLE,
+            "theta": np.zeros(2),
+            "direction": np.eye(2)[0],
+            "points": 3,
+        },
+    ),
     "init": Call(NET.init, dict),
     "Linear": Call(nn.Linear, lambda: {"in_features": 2, "out_features": 3}),
+    "LeakyReLU": Call(nn.LeakyReLU, dict),
     "BatchNorm": Call(nn.BatchNorm, lambda: {"num_features": 3}),
     "batch_norm": Call(norm.batch_norm, _layer),
     "Noise": Call(
@@ -255,11 +265,11 @@ CALLS |= dict(_optimizers())
 RESULTS = {
     "Analysis", "CriticalPoint", "DataWarning", "Eigenpairs", "Entry", "Escape", "Fit", "History",
     "KnownPoint", "Layer", "Linearization", "Loss", "Moments", "Objective", "Optimizer",
-    "Parameters", "Run", "Saved", "Schedule", "Slice2D", "Standing", "State", "Surface",
+    "Parameters", "Run", "Saved", "Schedule", "Slice1D", "Slice2D", "Standing", "State", "Surface",
     "SurfaceLinearization", "Training", "UnsavedError", "Verification", "DeviceError",
     "FileFormatError", "ArrayLike", "CrossEntropy", "MeanSquaredError", "ReLU", "Tanh", "Sigmoid",
-    "Identity", "Sequential", "ExponentialDecay", "MonkeySaddle", "Saddle", "constant", "inverse",
-    "inverse_square", "chained", "info", "num_threads",
+    "GELU", "Identity", "Sequential", "ExponentialDecay", "MonkeySaddle", "Saddle", "constant",
+    "inverse", "inverse_square", "chained", "info", "num_threads",
 }  # fmt: skip
 
 
@@ -387,6 +397,7 @@ MASKED: dict[str, Callable[[], Any]] = {
     "v of hessian": lambda: sp.hessian(SADDLE, LINE) @ _masked(LINE),
     "H": lambda: sp.eigsh(_masked(np.eye(3)), 1),
     "direction": lambda: sp.escape(SADDLE, 0 * LINE, _masked(np.array([0.0, 1.0]))),
+    "direction of line": lambda: landscape.line(SADDLE, LINE, _masked(LINE)),
     "d": lambda: landscape.plane(SADDLE, LINE, _masked(LINE), LINE, points=3),
     "eigenvalues": lambda: surfaces.Quadratic(_masked(LINE)),
     "x of surfaces": lambda: surfaces.SeparableLogistic(_masked(X), np.ones(8)),

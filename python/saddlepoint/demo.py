@@ -84,7 +84,7 @@ class Demo(Result):
         losses.plot(*self.escaped.T, "--", color=COLORS["orange"], label="with escapes")
         losses.set(xlabel="gradient evaluations", ylabel="loss")
         losses.legend()
-        self.analysis.plot(curvature)
+        (self.analysis.point or self.analysis.standing).plot(curvature)
         return figure
 
 

@@ -353,6 +353,13 @@ PYTHON = [
         "test_objective.py -k stay_within_the_budget",
     ),
     # landscape, surfaces, vector
+    Mutation(
+        "landscape.py",
+        "dot(here.gradient, direction), curvature",
+        "norm(here.gradient), curvature",
+        "test_landscape.py",
+    ),
+    Mutation("landscape.py", "min(bent, far)", "max(bent, far)", "test_landscape.py"),
     Mutation("landscape.py", "axpy(beta, e, moved)", "axpy(beta, d, moved)", "test_landscape.py"),
     Mutation(
         "landscape.py",
@@ -515,7 +522,28 @@ PYTHON = [
         "test_data.py -k labels_are_exact",
     ),
     Mutation("data/tensors.py", 'np.asarray(array, order="C")', "array", "test_data.py"),
-    # report, cli, studies
+    # results, report, cli, studies
+    Mutation(
+        "store.py", "number(value) if spell else value", "value", "test_results.py -k no_word_for"
+    ),
+    Mutation(
+        "results.py",
+        "_outline(value) if f.name in self._large else plain(value)",
+        "plain(value)",
+        "test_results.py -k vectors_of_parameters",
+    ),
+    Mutation(
+        "runs.py",
+        "np.sort(drawn)",
+        "np.arange(samples)",
+        "test_runs.py -k stated_random_subset",
+    ),
+    Mutation(
+        "report/panels.py",
+        'attrgetter("point"), extreme_eigenvalues',
+        "lambda found: found.point or found.standing, extreme_eigenvalues",
+        "test_report.py -k something_to_draw",
+    ),
     Mutation(
         "report/figures/training.py",
         "int(np.nanargmin(valid))",
@@ -535,14 +563,16 @@ PYTHON = [
         "test_cli.py -k demo",
     ),
     Mutation("report/pages.py", '"On flat ground"', '"At a minimum"', "test_report.py -k headline"),
-    Mutation("cli.py", '"terminated": 143', '"terminated": 130', "test_cli.py -k signals"),
+    Mutation("cli/options.py", '"terminated": 143', '"terminated": 130', "test_cli.py -k signals"),
     Mutation(
-        "cli.py",
+        "cli/train.py",
         "overwrite or (out is None and resume is not None)",
         "overwrite",
         "test_cli.py -k 'killed or written_over or signals'",
     ),
-    Mutation("cli.py", 'False if text == "none"', 'None if text == "none"', "test_cli.py -k csv"),
+    Mutation(
+        "cli/train.py", 'False if text == "none"', 'None if text == "none"', "test_cli.py -k csv"
+    ),
     Mutation(
         "studies/batch_norm.py",
         "np.max(self.gradient_changes / self.distances)",
@@ -696,7 +726,7 @@ CPP = [
         "bindings/bind_batch_norm.cpp",
         "training() ? get<index>",
         "true ? get<index>",
-        "test_torch_nn.py -k ghosts_are",
+        "test_batch_norm_fused.py -k ghosts_are",
     ),
     Mutation(
         "bindings/bind_batch_norm.cpp",

@@ -72,6 +72,13 @@ class Eigenpairs(Result):
         return figure
 
 
+def _decades(least: float, reach: float) -> NDArray[np.float64]:
+    """0, and two powers of ten on either side of it: more would run into one another."""
+    last = math.floor(math.log10(reach))
+    powers = 10.0 ** np.array([last - max(1, math.floor(math.log10(reach / least)) // 2), last])
+    return np.concatenate([-powers[::-1], [0.0], powers])
+
+
 def draw_eigenvalues(
     panel: Axes, values: NDArray[np.float64], residuals: NDArray[np.float64], tolerance: float
 ) -> None:
@@ -82,6 +89,7 @@ def draw_eigenvalues(
     reach = float(np.abs(values).max(initial=0.0))
     if 0.0 < 30.0 * tolerance < reach:
         panel.set_xscale("symlog", linthresh=tolerance)
+        panel.set_xticks(_decades(tolerance, reach))
     if tolerance > 0.0:
         panel.axvspan(-tolerance, tolerance, color=COLORS["muted"], alpha=0.15, lw=0)
     panel.axvline(0.0, color=COLORS["muted"], lw=0.8)
@@ -95,7 +103,7 @@ def draw_eigenvalues(
             panel.errorbar(
                 values[chosen], rank[chosen], xerr=residuals[chosen], fmt="o", color=color
             )
-    panel.set(xlabel="eigenvalue", ylabel="rank")
+    panel.set(xlabel="eigenvalue", ylabel="in ascending order", yticks=[])
 
 
 def _wanted(m: int, k: int, which: str, values: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -7,15 +7,16 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from ..demo import Demo
+from ..kinds import on_device
+from ..landscape import Slice1D, line
 from ..results import Result
 from ..runs import Analysis, Run
-from .figures import (
-    escape_line,
-    extreme_eigenvalues,
-    loss_comparison,
-    loss_surface,
-    training_curves,
-)
+from .figures.comparison import loss_comparison
+from .figures.escape import escape_line
+from .figures.slices import curvature_slices
+from .figures.spectrum import extreme_eigenvalues
+from .figures.surface import loss_surface
+from .figures.training import training_curves
 from .page import Panel
 from .theme import Figure
 
@@ -44,10 +45,26 @@ def _descents(found: Demo) -> Figure:
     )
 
 
+def _lines(found: Analysis) -> list[Slice1D] | None:
+    """Along the eigenvectors of both ends of the spectrum."""
+    if found.point is None:
+        return None
+    ends = {
+        "the most negative curvature" if found.point.lambda_min < 0.0 else "the least curvature":
+            found.point.direction,
+        "the largest curvature": found.point.direction_max,
+    }  # fmt: skip
+    return [
+        line(found.objective, found.theta, on_device(end, found.objective.device), label=label)
+        for label, end in ends.items()
+    ]
+
+
 #: By kind of result, in the order of the page.
 PANELS: Final[dict[type[Result], tuple[Entry, ...]]] = {
     Analysis: (
         Entry("eigenvalues", "Curvature at both ends", attrgetter("point"), extreme_eigenvalues),
+        Entry("slices", "The loss along both ends", _lines, curvature_slices),
     ),
     Run: (Entry("training", "How training went", attrgetter("history"), training_curves),),
     Demo: (
