@@ -178,7 +178,7 @@ ALLOWED: dict[str, set[str]] = {
     "vector": {"kinds", "errors"},
     "objective": {"kinds", "errors"},
     "optim": {"_native", "errors", "kinds", "vector", "optim"},
-    "norm": {"errors", "kinds", "vector", "norm"},
+    "norm": {"_native", "errors", "kinds", "vector", "norm"},
     "nn": {"_native", "errors", "kinds", "vector", "objective", "norm", "nn"},
     "curvature": ANALYSIS | {"curvature"},
     "critical": ANALYSIS | {"curvature", "critical"},
@@ -360,7 +360,8 @@ def test_the_stub_names_what_the_extension_has() -> None:
     tree = ast.parse((PACKAGE / "_core.pyi").read_text())
     assert names_in(tree.body) == public(_core)
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    for name, node in classes.items():
+    for name in public(_core) & classes.keys():
+        node = classes[name]
         inherited = [classes[base.id].body for base in node.bases if isinstance(base, ast.Name)]
         stub = names_in([*node.body, *(s for body in inherited for s in body)])
         assert stub == public(getattr(_core, name)), name
@@ -388,7 +389,7 @@ def mismatches(stub: ast.Module) -> list[str]:
 
     def compare(owner: object, body: list[ast.stmt], prefix: str = "") -> None:
         for node in body:
-            if isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 bases = (b for b in stub.body if isinstance(b, ast.ClassDef))
                 names = {ast.unparse(base) for base in node.bases}
                 inherited = [s for b in bases if b.name in names for s in b.body]
@@ -405,12 +406,13 @@ def mismatches(stub: ast.Module) -> list[str]:
 def test_the_stub_has_the_arguments_of_the_extension() -> None:
     text = (PACKAGE / "_core.pyi").read_text()
     assert mismatches(ast.parse(text)) == []
+    assert re.search(r"\bAny\b", text) is None
     for right, wrong in (
-        ("y: ArrayLike) -> float", "z: ArrayLike) -> float"),
+        ("y: _Array) -> float", "z: _Array) -> float"),
         ("unscale: float = 1.0", "unscale: float = 2.0"),
-        ("dy: ArrayLike,", "dz: ArrayLike,"),
-        ("    *,\n    out: ArrayLike", "    out: ArrayLike"),
-        ("def product(self, v: Any", "def product(self, direction: Any"),
+        ("dy: _Array,", "dz: _Array,"),
+        ("    *,\n    out: _Array", "    out: _Array"),
+        ("def product(self, v: _Array", "def product(self, direction: Any"),
     ):
         assert right in text, right
         assert len(mismatches(ast.parse(text.replace(right, wrong)))) > 0, wrong

@@ -3,12 +3,13 @@
 
 #include <algorithm>
 #include <array>
+#include <deque>
 #include <iterator>
 #include <optional>
 #include <tuple>
 
 #include "bindings/bind.hpp"
-#include "bindings/view.hpp"
+#include "bindings/overlap.hpp"
 #include "core/buffer.hpp"
 #include "norm/fused.hpp"
 #include "ops/strided.hpp"
@@ -20,69 +21,6 @@ namespace {
 using namespace normalization;
 
 constexpr int most_axes = strided_axes;
-constexpr int most_arrays = 20;  // that a call has
-
-// How an array lies in memory; strides in elements.
-struct Seen {
-    void* data = nullptr;
-    Dtype dtype = Dtype::f32;
-    std::string other_dtype;  // one that is not among Dtype's
-    int axes = 0;
-    std::array<index, most_axes> shape{}, strides{};
-    bool writable = true;
-    py::object owner;
-    const dlpack::Exchange* exchange = nullptr;  // null: through a capsule, on our stream
-
-    index size() const {
-        index n = 1;
-        for (int a = 0; a < axes; ++a) n *= shape[a];
-        return n;
-    }
-    std::vector<index> shape_list() const { return {shape.begin(), shape.begin() + axes}; }
-    std::vector<index> stride_list() const { return {strides.begin(), strides.begin() + axes}; }
-};
-
-const char* word(Dtype dtype) {
-    switch (dtype) {
-        case Dtype::f32: return "float32";
-        case Dtype::f64: return "float64";
-        case Dtype::bf16: return "bfloat16";
-        default: return "float16";
-    }
-}
-
-void set_dtype(Seen& seen, const dlpack::DataType& type) {
-    const bool real = type.lanes == 1 && type.code == 2;
-    if (real && type.bits == 32) {
-        seen.dtype = Dtype::f32;
-    } else if (real && type.bits == 64) {
-        seen.dtype = Dtype::f64;
-    } else if (real && type.bits == 16) {
-        seen.dtype = Dtype::f16;
-    } else if (type.lanes == 1 && type.code == 4 && type.bits == 16) {
-        seen.dtype = Dtype::bf16;
-    } else {
-        seen.other_dtype = name_of(type);
-    }
-}
-
-Seen see(const py::handle& object, const char* name) {
-    Seen seen;
-    View v = peek(object, name, device_type() != dlpack::cpu);
-    if (v.shape.size() > most_axes) {
-        raise_value(name, "at most " + std::to_string(most_axes) + " axes",
-                    std::to_string(v.shape.size()));
-    }
-    set_dtype(seen, v.dtype);
-    seen.data = v.data;
-    seen.axes = int(v.shape.size());
-    std::copy(v.shape.begin(), v.shape.end(), seen.shape.begin());
-    std::copy(v.strides.begin(), v.strides.end(), seen.strides.begin());
-    seen.writable = v.writable;
-    seen.owner = std::move(v.owner);
-    seen.exchange = v.exchange;
-    return seen;
-}
 
 // Stable; std::sort on so few makes compilers see accesses past the end.
 template <class F>
@@ -95,22 +33,23 @@ void sort_axes(std::array<int, most_axes>& order, int axes, F&& before) {
 }
 
 // Copies between an array and a dense one, whose strides are `dense`.
-void copy_elements(const Stream& stream, const Seen& a, const std::array<index, most_axes>& dense,
+void copy_elements(const Stream& stream, const View& a, const std::array<index, most_axes>& dense,
                    void* memory, bool gather) {
     std::array<int, most_axes> order{};
     int axes = 0;
-    for (int i = 0; i < a.axes; ++i) {
-        if (a.shape[i] != 1) order[axes++] = i;
+    for (std::size_t i = 0; i < a.shape.size(); ++i) {
+        if (a.shape[i] != 1) order[axes++] = int(i);
     }
     sort_axes(order, axes, [&](int i, int j) { return dense[i] > dense[j]; });
     CopyPlan s;
     s.axes = axes;
     for (int k = 0; k < axes; ++k) {
         s.shape[k] = a.shape[order[k]];
-        s.from[k] = (gather ? a.strides : dense)[order[k]];
-        s.to[k] = (gather ? dense : a.strides)[order[k]];
+        const index here = a.strides[order[k]], there = dense[order[k]];
+        s.from[k] = gather ? here : there;
+        s.to[k] = gather ? there : here;
     }
-    copy_strided(stream, s, bytes_of(a.dtype), gather ? a.data : memory, gather ? memory : a.data);
+    copy_strided(stream, s, a.width(), gather ? a.data : memory, gather ? memory : a.data);
 }
 
 // One call: its arrays, checked against x, and copies of those that lie otherwise.
@@ -118,100 +57,71 @@ class Call {
    public:
     Call(const py::handle& x, int channel_axis, index ghost)
         : stream_(current_stream()), x_(look(x, "x")) {
-        if (!x_.other_dtype.empty()) {
-            raise_type("x", "dtype float32, float64, bfloat16 or float16", x_.other_dtype);
-        }
-        if (x_.axes < 2) {
-            raise_value("x", "at least 2 axes", text(x_.shape_list()));
-        }
-        pieces_.reserve(most_arrays);
-        owners_.reserve(most_arrays);
-        lay_out(channel_axis < 0 ? channel_axis + x_.axes : channel_axis, ghost);
+        shape.dtype = real_dtype(x_, "x");
+        if (x_.shape.size() < 2) raise_value("x", "at least 2 axes", text(x_.shape));
+        const int axes = int(x_.shape.size());
+        lay_out(channel_axis < 0 ? channel_axis + axes : channel_axis, ghost);
         norm.shape = shape;
-        norm.x = input(x, "x");
+        norm.x = place(x_, "x");
     }
+    Call(const Call&) = delete;  // its views are pointed to
+    Call(Call&&) = default;
 
     Shape shape{};
     Norm norm;
 
     const void* input(const py::handle& object, const char* name) {
-        if (object.is_none()) return nullptr;
-        const Seen a = alike(object, name);
-        track(a, name, false);
-        if (lies_as_x(a)) return address(a);
-        gathered_.emplace_back(a, scratch(a));
-        return gathered_.back().second;
+        return object.is_none() ? nullptr : place(alike(object, name), name);
     }
 
     void* output(const py::handle& object, const char* name) {
         if (object.is_none()) return nullptr;
-        const Seen a = alike(object, name);
-        writable(a, name);
-        track(a, name, true);
+        const View& a = alike(object, name);
+        track(a, name, Access::write);
         if (lies_as_x(a)) return address(a);
-        scattered_.emplace_back(a, scratch(a));
+        scattered_.emplace_back(&a, scratch(a));
         return scattered_.back().second;
     }
 
     Values values(const py::handle& object, const char* name, Access access) {
         if (object.is_none()) return {};
-        const Seen a = look(object, name);
-        const bool sixteen = bytes_of(shape.dtype) == 2;
-        const Dtype wide = shape.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-        if (!a.other_dtype.empty() || (a.dtype != wide && !(sixteen && a.dtype == shape.dtype))) {
-            raise_type(name, std::string("dtype ") + word(wide),
-                       a.other_dtype.empty() ? word(a.dtype) : a.other_dtype);
-        }
-        if (a.axes != 1 || a.shape[0] != shape.channels) {
-            raise_value(name, "shape " + text({shape.channels}), text(a.shape_list()));
-        }
-        if (shape.channels > 1 && a.strides[0] != 1) {
-            raise_value(name, "a C-contiguous array", "strides " + text(a.stride_list()));
-        }
-        if (access == Access::write) writable(a, name);
-        track(a, name, access == Access::write);
-        return {address(a), a.dtype};
+        const View& a = look(object, name);
+        const dlpack::DataType wide = shape.dtype == Dtype::f64 ? dlpack::float64 : dlpack::float32;
+        const bool narrow = bytes_of(shape.dtype) == 2 && a.dtype == x_.dtype;
+        if (!narrow) check_dtype(a, name, wide);
+        check_shape(a, name, {shape.channels});
+        check_contiguous(a, name);
+        track(a, name, access);
+        return {address(a), real_dtype(a, name)};
     }
 
     // (number, groups, channels) in float64.
     double* table(const py::handle& object, const char* name, index number, Access access) {
         if (object.is_none()) return nullptr;
-        return static_cast<double*>(
-            memory(object, name, access, "float64", {number, shape.groups(), shape.channels}));
+        return static_cast<double*>(memory(object, name, access, dlpack::float64,
+                                           {number, shape.groups(), shape.channels}));
     }
     void statistics(const py::handle& object, Access access) {
-        const Seen a = look(object, "statistics");
-        norm.all_tables = a.axes == 3 && a.shape[0] == 6;
+        const View& a = look(object, "statistics");
+        norm.all_tables = a.shape.size() == 3 && a.shape[0] == 6;
         norm.statistics = table(object, "statistics", norm.all_tables ? 6 : 2, access);
     }
     std::uint8_t* gate(const py::handle& object, Access access) {
         if (object.is_none()) return nullptr;
         return static_cast<std::uint8_t*>(
-            memory(object, "gate", access, "uint8", {gate_bytes(shape)}));
+            memory(object, "gate", access, dlpack::uint8, {gate_bytes(shape)}));
     }
 
     // One value has no unbiased variance, and no derivative.
     void require_variance() const {
         const index least = shape.count_of(shape.groups() - 1);
         if (least == 1) {
-            raise_value("x", "more than 1 value per channel when training", text(x_.shape_list()));
+            raise_value("x", "more than 1 value per channel when training", text(x_.shape));
         }
     }
 
     // `in_place`: an output may be an input, element by element.
-    void check(bool in_place) const {
-        for (std::size_t i = 0; i < pieces_.size(); ++i) {
-            for (std::size_t j = 0; j < i; ++j) {
-                const Piece &a = pieces_[i], &b = pieces_[j];
-                if (!a.written && !b.written) continue;
-                if (a.end <= b.begin || b.end <= a.begin) continue;
-                const bool same = a.begin == b.begin && a.end == b.end && a.written != b.written;
-                if (same && in_place) continue;
-                raise_value(a.written ? a.name : b.name, "memory of its own",
-                            std::string("an overlap with ") + (a.written ? b.name : a.name));
-            }
-        }
-    }
+    void check(bool in_place) { memory_.check(in_place); }
 
     // Without the lock of Python, on the stream that the arrays' library works on.
     template <class F>
@@ -220,83 +130,57 @@ class Call {
         // What came through a capsule is in order with our own stream.
         const bool mixed = foreign_ && ours_;
         if (mixed) make_consumer_wait(current_stream(), std::intptr_t(stream_handle(stream_)));
-        for (const auto& [a, memory] : gathered_) copy_elements(stream_, a, strides_, memory, true);
+        for (const auto& [a, memory] : gathered_)
+            copy_elements(stream_, *a, strides_, memory, true);
         f(stream_);
         for (const auto& [a, memory] : scattered_) {
-            copy_elements(stream_, a, strides_, memory, false);
+            copy_elements(stream_, *a, strides_, memory, false);
         }
         if (mixed) make_consumer_wait(stream_, std::intptr_t(stream_handle(current_stream())));
     }
 
    private:
-    struct Piece {
-        const char *begin, *end, *name;
-        bool written;
-    };
-
     // An empty array may have no address.
-    static void* address(const Seen& a) {
+    static void* address(const View& a) {
         static constexpr char nothing = 0;
         return a.data ? a.data : const_cast<char*>(&nothing);
     }
 
-    static void writable(const Seen& a, const char* name) {
-        if (!a.writable) raise_value(name, "a writable array", "a read-only one");
+    void track(const View& a, const char* name, Access access) {
+        if (access == Access::write) {
+            check_writable(a, name);
+            memory_.writes(a, name);
+        } else {
+            memory_.reads(a, name);
+        }
     }
 
-    void track(const Seen& a, const char* name, bool written) {
-        const auto* begin = static_cast<const char*>(a.data);
-        const char* end = begin + bytes_of(a.dtype);
-        if (a.size() == 0) return;
-        for (int i = 0; i < a.axes; ++i) {
-            const index reach = a.strides[i] * (a.shape[i] - 1) * bytes_of(a.dtype);
-            (reach < 0 ? begin : end) += reach;
-        }
-        pieces_.push_back({begin, end, name, written});
-        if (a.owner) owners_.push_back(a.owner);
+    // An input's elements in the order of x.
+    const void* place(const View& a, const char* name) {
+        track(a, name, Access::read);
+        if (lies_as_x(a)) return address(a);
+        gathered_.emplace_back(&a, scratch(a));
+        return gathered_.back().second;
     }
+
     // A dense array of its own dtype and shape.
-    void* memory(const py::handle& object, const char* name, Access access, const char* dtype,
+    void* memory(const py::handle& object, const char* name, Access access, dlpack::DataType dtype,
                  const std::vector<index>& wanted) {
-        const Seen a = look(object, name);
-        const std::string got = a.other_dtype.empty() ? word(a.dtype) : a.other_dtype;
-        if (got != dtype) raise_type(name, std::string("dtype ") + dtype, got);
-        if (a.shape_list() != wanted)
-            raise_value(name, "shape " + text(wanted), text(a.shape_list()));
-        index stride = 1;
-        for (int i = a.axes - 1; i >= 0; --i) {
-            if (a.shape[i] > 1 && a.strides[i] != stride && a.size() > 0) {
-                raise_value(name, "a C-contiguous array", "strides " + text(a.stride_list()));
-            }
-            stride *= a.shape[i];
-        }
-        if (access == Access::write) writable(a, name);
-        const auto* const begin = static_cast<const char*>(a.data);
-        const index bytes = a.size() * (got == "uint8" ? 1 : bytes_of(a.dtype));
-        if (bytes) pieces_.push_back({begin, begin + bytes, name, access == Access::write});
-        if (a.owner) owners_.push_back(a.owner);
+        const View& a = look(object, name);
+        check_dtype(a, name, dtype);
+        check_shape(a, name, wanted);
+        check_contiguous(a, name);
+        track(a, name, access);
         return address(a);
     }
 
-    // PyTorch has negatives and zeros that are not in memory, which the exchange says nothing of.
-    static void in_memory(const py::handle& object, const char* name) {
-        static PyObject* const lazy[] = {PyUnicode_InternFromString("is_neg"),
-                                         PyUnicode_InternFromString("_is_zerotensor")};
-        for (PyObject* const question : lazy) {
-            PyObject* const answer = PyObject_CallMethodObjArgs(object.ptr(), question, nullptr);
-            const bool yes = answer == Py_True;
-            Py_XDECREF(answer);
-            PyErr_Clear();  // others have no such method
-            if (yes) {
-                raise_value(name, "its numbers in memory", "a lazy negative or zero (clone it)");
-            }
-        }
-    }
-
     // An array, and what stream it is on.
-    Seen look(const py::handle& object, const char* name) {
-        Seen a = see(object, name);
-        if (a.exchange) in_memory(object, name);
+    const View& look(const py::handle& object, const char* name) {
+        const View& a = views_.emplace_back(peek(object, name, device_type() != dlpack::cpu));
+        if (a.shape.size() > most_axes) {
+            raise_value(name, "at most " + std::to_string(most_axes) + " axes",
+                        std::to_string(a.shape.size()));
+        }
         if (!a.exchange) {
             ours_ = true;
         } else if (device_type() != dlpack::cpu && !foreign_) {
@@ -310,55 +194,51 @@ class Call {
         return a;
     }
 
-    Seen alike(const py::handle& object, const char* name) {
-        Seen a = look(object, name);
-        if (!a.other_dtype.empty() || a.dtype != x_.dtype) {
-            raise_type(name, std::string("dtype ") + word(x_.dtype),
-                       a.other_dtype.empty() ? word(a.dtype) : a.other_dtype);
-        }
-        if (a.axes != x_.axes || a.shape != x_.shape) {
-            raise_value(name, "shape " + text(x_.shape_list()), text(a.shape_list()));
-        }
+    const View& alike(const py::handle& object, const char* name) {
+        const View& a = look(object, name);
+        check_dtype(a, name, x_.dtype);
+        check_shape(a, name, x_.shape);
         return a;
     }
 
-    bool lies_as_x(const Seen& a) const {
-        for (int i = 0; i < a.axes; ++i) {
+    bool lies_as_x(const View& a) const {
+        for (std::size_t i = 0; i < a.shape.size(); ++i) {
             if (a.shape[i] > 1 && a.strides[i] != strides_[i] && shape.size() > 0) return false;
         }
         return true;
     }
 
-    void* scratch(const Seen& a) {
-        buffers_.emplace_back(stream_, std::size_t(a.size() * bytes_of(a.dtype)));
+    void* scratch(const View& a) {
+        buffers_.emplace_back(stream_, std::size_t(a.bytes()));
         return buffers_.back().data();
     }
 
     // The axes in the order of x's memory; a sub-batch needs the first axis outermost.
     void lay_out(int channel, index ghost) {
-        if (channel < 0 || channel >= x_.axes) {
-            raise_value("layout", "a name for each of " + std::to_string(x_.axes) + " axes",
+        const int axes = int(x_.shape.size());
+        if (channel < 0 || channel >= axes) {
+            raise_value("layout", "a name for each of " + std::to_string(axes) + " axes",
                         "another one");
         }
         std::array<int, most_axes> order{};
-        for (int i = 0; i < x_.axes; ++i) order[i] = i;
-        sort_axes(order, x_.axes, [&](int i, int j) { return x_.strides[i] > x_.strides[j]; });
+        for (int i = 0; i < axes; ++i) order[i] = i;
+        sort_axes(order, axes, [&](int i, int j) { return x_.strides[i] > x_.strides[j]; });
         // Axes of one element are wherever they are wanted: the first outermost, channels next.
         const auto front = [&](int axis) {
-            const auto at = std::find(order.begin(), order.begin() + x_.axes, axis);
+            const auto at = std::find(order.begin(), order.begin() + axes, axis);
             std::rotate(order.begin(), at, at + 1);
         };
-        if (x_.shape[channel] == 1 && x_.axes > 1) front(channel);
+        if (x_.shape[channel] == 1) front(channel);
         const bool parts = ghost > 0 && ghost < x_.shape[0];
         if ((channel != 0 && x_.shape[channel] == 1) || parts || x_.shape[0] == 1) front(0);
         index stride = 1;
-        for (int k = x_.axes - 1; k >= 0; --k) {
+        for (int k = axes - 1; k >= 0; --k) {
             strides_[order[k]] = stride;
             stride *= x_.shape[order[k]];
         }
-        shape = {1, x_.shape[channel], 1, 1, x_.dtype};
+        shape = {1, x_.shape[channel], 1, 1, shape.dtype};
         bool inside = false;
-        for (int k = 0; k < x_.axes; ++k) {
+        for (int k = 0; k < axes; ++k) {
             if (order[k] == channel) {
                 inside = true;
             } else {
@@ -372,12 +252,12 @@ class Call {
 
     Stream stream_;
     bool foreign_ = false, ours_ = false;  // whether arrays are of other streams, and of our own
-    Seen x_;
+    std::deque<View> views_;
+    const View& x_;
     std::array<index, most_axes> strides_{};
-    std::vector<Piece> pieces_;
-    std::vector<py::object> owners_;
+    Overlaps memory_;
     std::vector<Buffer> buffers_;
-    std::vector<std::pair<Seen, void*>> gathered_, scattered_;
+    std::vector<std::pair<const View*, void*>> gathered_, scattered_;
 };
 
 std::string kind_of(const py::object& x) { return py::str(py::type::of(x).attr("__name__")); }

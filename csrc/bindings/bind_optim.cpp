@@ -52,6 +52,13 @@ struct Bound {
     }
 };
 
+// Subclasses that keep their numbers in other tensors have no memory of their own.
+void refuse_wrappers(const py::handle& object, const char* name) {
+    if (py::hasattr(object, "__tensor_flatten__")) {
+        raise_type(name, "a plain tensor", Py_TYPE(object.ptr())->tp_name);
+    }
+}
+
 Bound bound(const py::handle& object, const char* name, Access access, Owners& owners) {
     Bound b;
     refuse_wrappers(object, name);
@@ -163,7 +170,7 @@ class Update {
         const bool wide = e.p.view.dtype.bits == 64;
         for (const auto& state : states) {
             Bound b = bound(state, "state", Access::write, owners_);
-            if (!e.matrix) check_shape(b, e, "state");
+            if (!e.matrix) check_beside(b, e, "state");
             const Dtype dtype = real_dtype(b.view, "state");
             // Rules on matrices read their sums directly.
             const bool sums = tensors_[i].rule == int(RuleId::Adafactor);
@@ -175,7 +182,7 @@ class Update {
         const auto optional = [&](const py::object& object, const char* name) {
             if (object.is_none()) return Bound{};
             Bound b = bound(object, name, Access::write, owners_);
-            check_shape(b, e, name);
+            check_beside(b, e, name);
             return b;
         };
         made.ema = optional(ema, "ema");
@@ -183,9 +190,7 @@ class Update {
         if (made.ema) (void)real_dtype(made.ema.view, "ema");
         if (made.copy) (void)real_dtype(made.copy.view, "copies");
         made.remainder = optional(remainder, "remainder");
-        if (made.remainder && made.remainder.view.dtype != dlpack::int16) {
-            raise_type("remainder", "dtype int16", made.remainder.view.dtype_name());
-        }
+        if (made.remainder) check_dtype(made.remainder.view, "remainder", dlpack::int16);
         if (made.remainder && real_dtype(e.p.view, "params") != Dtype::bf16) {
             raise_type("params", "dtype bfloat16 for a master of 32 bits", e.p.view.dtype_name());
         }
@@ -406,20 +411,18 @@ class Update {
         }
     }
 
-    static void check_shape(const Bound& b, const Entry& e, const char* name) {
-        if (b.view.shape != e.p.view.shape) {
-            raise_value(name, "shape " + text(e.p.view.shape), text(b.view.shape));
-        }
+    static void check_beside(const Bound& b, const Entry& e, const char* name) {
+        check_shape(b.view, name, e.p.view.shape);
         check_no_overlap_within(b.view, name);
     }
 
     static void check_layouts(const Entry& e) {
         for (const Bound& s : e.states) {
-            if (!e.matrix) check_shape(s, e, "state");
+            if (!e.matrix) check_beside(s, e, "state");
         }
         for (const auto& [b, name] : {std::pair(&e.ema, "ema"), std::pair(&e.copy, "copies"),
                                       std::pair(&e.remainder, "remainder")}) {
-            if (*b) check_shape(*b, e, name);
+            if (*b) check_beside(*b, e, name);
         }
     }
 
@@ -575,9 +578,7 @@ class Update {
             if ((dtype == Dtype::f64) != wide) {
                 raise_type("grads", "dtype " + e.p.view.dtype_name(), b.view.dtype_name());
             }
-            if (b.view.shape != e.p.view.shape) {
-                raise_value("grads", "shape " + text(e.p.view.shape), text(b.view.shape));
-            }
+            check_shape(b.view, "grads", e.p.view.shape);
             b.valid = true;
             lay_out(i);
             compared_at_[i] = nullptr;

@@ -34,15 +34,15 @@ Overlaps& Overlaps::add(const View& view, const char* name, bool written) {
 
 void Overlaps::refuse(const Span& a, const Span& b) {
     if (share_elements(*a.view, *b.view)) {
-        const Span &written = a.written ? a : b, &other = a.written ? b : a;
+        const Span &written = b.written ? b : a, &other = b.written ? a : b;
         raise_value(written.name, "memory of its own",
                     std::string("an overlap with ") + other.name);
     }
 }
 
 void Overlaps::check(bool in_place) {
-    std::sort(spans_.begin(), spans_.end(),
-              [](const Span& a, const Span& b) { return a.begin < b.begin; });
+    std::stable_sort(spans_.begin(), spans_.end(),
+                     [](const Span& a, const Span& b) { return a.begin < b.begin; });
     nested_ = false;
     ends_.clear();
     for (const Span& span : spans_) ends_.push_back(span.end);

@@ -143,6 +143,19 @@ const dlpack::Exchange* exchange_of(const py::handle& object) {
     return api->major == 1 && api->tensor_of ? api : nullptr;
 }
 
+// PyTorch has negatives and zeros that are not in memory, which the exchange says nothing of.
+void refuse_lazy(const py::handle& object, const char* name) {
+    static PyObject* const questions[] = {PyUnicode_InternFromString("is_neg"),
+                                          PyUnicode_InternFromString("_is_zerotensor")};
+    for (PyObject* const question : questions) {
+        PyObject* const answer = PyObject_CallMethodObjArgs(object.ptr(), question, nullptr);
+        const bool yes = answer == Py_True;
+        Py_XDECREF(answer);
+        PyErr_Clear();  // others have no such method
+        if (yes) raise_value(name, "its numbers in memory", "a lazy negative or zero (clone it)");
+    }
+}
+
 View by_exchange(const dlpack::Exchange& exchange, const py::handle& object, const char* name) {
     dlpack::Tensor t{};
     if (exchange.tensor_of(object.ptr(), &t) != 0) throw py::error_already_set();
@@ -233,40 +246,43 @@ View peek(const py::handle& object, const char* name, bool with_stream) {
     const dlpack::Exchange* const exchange =
         py::isinstance<py::array>(object) ? nullptr : exchange_of(object);
     if (!exchange || (with_stream && !exchange->current_stream)) return hold(object, name);
+    refuse_lazy(object, name);
     return by_exchange(*exchange, object, name);
 }
 
 void check_writable(const View& view, const char* name) {
     if (!view.writable) raise_value(name, "a writable array", "a read-only one");
 }
+void check_contiguous(const View& view, const char* name) {
+    if (!view.contiguous()) {
+        raise_value(name, "a C-contiguous array", "strides " + text(view.strides));
+    }
+}
+void check_dtype(const View& view, const char* name, dlpack::DataType wanted) {
+    if (view.dtype != wanted) raise_type(name, "dtype " + name_of(wanted), view.dtype_name());
+}
+void check_shape(const View& view, const char* name, const std::vector<index>& wanted) {
+    if (view.shape != wanted) raise_value(name, "shape " + text(wanted), text(view.shape));
+}
 
 View borrow(const py::handle& object, const char* name, Access access) {
     View v = hold(object, name);
-    if (!v.contiguous()) raise_value(name, "a C-contiguous array", "strides " + text(v.strides));
+    check_contiguous(v, name);
     if (access == Access::write) check_writable(v, name);
     return v;
 }
 
 View borrow(const py::handle& object, const char* name, Access access, dlpack::DataType dtype) {
     View v = borrow(object, name, access);
-    if (v.dtype != dtype) raise_type(name, "dtype " + name_of(dtype), v.dtype_name());
+    check_dtype(v, name, dtype);
     return v;
 }
 
 View borrow(const py::handle& object, const char* name, Access access, dlpack::DataType dtype,
             const std::vector<index>& shape) {
     View v = borrow(object, name, access, dtype);
-    if (v.shape != shape) raise_value(name, "shape " + text(shape), text(v.shape));
+    check_shape(v, name, shape);
     return v;
-}
-
-void refuse_wrappers(const py::handle& object, const char* name) {
-    if (py::hasattr(object, "__tensor_flatten__")) {
-        raise_type(name, "a plain tensor", type_of(object));
-    }
-    if (py::hasattr(object, "is_neg") && py::cast<bool>(object.attr("is_neg")())) {
-        raise_type(name, "a resolved tensor", "a lazily negated one");
-    }
 }
 
 Dtype real_dtype(const View& view, const char* name) {

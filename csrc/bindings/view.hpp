@@ -56,9 +56,9 @@ View borrow(const py::handle& object, const char* name, Access access, dlpack::D
             const std::vector<index>& shape);
 
 void check_writable(const View& view, const char* name);
-// Subclasses that keep their numbers in other tensors have no memory of their own; a lazily negated
-// view has, with the other sign.
-void refuse_wrappers(const py::handle& object, const char* name);
+void check_contiguous(const View& view, const char* name);
+void check_dtype(const View& view, const char* name, dlpack::DataType wanted);
+void check_shape(const View& view, const char* name, const std::vector<index>& wanted);
 // One of those that arithmetic reads and writes.
 Dtype real_dtype(const View& view, const char* name);
 
