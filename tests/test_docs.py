@@ -33,7 +33,13 @@ def test_there_is_code_in_the_readme() -> None:
     assert sum(where.startswith("README.md") for where, _ in BLOCKS) >= 4
 
 
-@pytest.mark.parametrize(("where", "code"), BLOCKS, ids=[where for where, _ in BLOCKS])
+@pytest.mark.parametrize(
+    ("where", "code"),
+    [
+        pytest.param(where, code, id=where, marks=[pytest.mark.slow] * ("analyze(" in code))
+        for where, code in BLOCKS
+    ],
+)
 def test_the_code_of_a_document_runs(
     where: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
