@@ -234,6 +234,17 @@ def test_load_npz_of_targets_and_of_images(tmp_path: Path) -> None:
     assert_array_equal(table.x, IMAGES[0])  # uint8, but no image: as it is
 
 
+@pytest.mark.parametrize("test", [IMAGES.reshape(3, 4), IMAGES.astype(np.float32)])
+def test_both_parts_are_divided_by_255_or_none(test: np.ndarray, tmp_path: Path) -> None:
+    one, other = (
+        npz(tmp_path / name, x=x, y=LABELS) for name, x in (("a.npz", IMAGES), ("b.npz", test))
+    )
+    both = npz(tmp_path / "c.npz", x=IMAGES, y=LABELS, x_test=test, y_test=LABELS)
+    for path, more in ((both, None), (one, other), (other, one)):
+        with pytest.raises(FileFormatError, match="expected uint8 images of three axes or more in"):
+            load(path, test=more)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

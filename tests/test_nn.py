@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -450,3 +451,14 @@ def test_an_activation_at_its_edges_is_pytorchs(layer: nn.Layer) -> None:
     np.testing.assert_allclose(slope[same], z.grad.numpy()[same], rtol=1e-12)
     assert np.array_equal(np.signbit(value[:2]), np.signbit(y.detach().numpy()[:2]))
     assert np.isnan(value[-1])
+
+
+def test_layers_keep_numbers_and_finite_slopes() -> None:
+    value = np.array(0.25)
+    layers = nn.LeakyReLU(value), nn.BatchNorm(3, eps=value, momentum=value)  # type: ignore[arg-type]
+    value[...] = 0.5
+    assert layers == (nn.LeakyReLU(0.25), nn.BatchNorm(3, eps=0.25, momentum=0.25))
+    assert len({*layers, nn.LeakyReLU(0.25)}) == 2
+    for slope in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"^negative_slope: expected a finite number, got"):
+            nn.LeakyReLU(slope)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import rich.progress
 
+from saddlepoint import eigsh
 from saddlepoint.progress import progress
 
 
@@ -44,3 +46,8 @@ def test_nothing_is_drawn_unless_asked_for(
         tick(3, "loss 0.5")
     assert bars == []
     assert capsys.readouterr() == ("", "")
+
+
+def test_standard_error_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)  # as Python has it under pythonw, or after 2>&-
+    assert eigsh(np.diag([1.0, 2.0, 3.0]), k=1, which="LA").values == pytest.approx([3.0])

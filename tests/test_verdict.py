@@ -343,6 +343,34 @@ def test_the_last_tenth() -> None:
     assert_allclose(last_tenth(np.repeat([2.0, 1.0], 10), np.ones(1)), 0.1)  # one epoch: updates
     assert math.isnan(last_tenth(np.ones(9), np.ones(1)))
     assert last_tenth(np.zeros(10), np.zeros(3)) == 0.0
+    assert_allclose(last_tenth(np.ones(5), np.r_[np.ones(19), 0.0]), 0.5)  # no logarithm of 0
+
+
+@pytest.mark.parametrize("epochs", [10, 20, 50])
+def test_scatter_is_no_fall_and_a_fall_shows_through_it(epochs: int) -> None:
+    rng = np.random.default_rng(0)
+    noise = 1.0 + 0.02 * rng.standard_normal((300, epochs))
+    still, falling = np.full(epochs, 1.1), 0.2 + np.exp(-np.linspace(0.0, 3.0, epochs))
+    one = np.ones(1)
+    assert np.mean([last_tenth(one, still * n) >= 0.01 for n in noise]) < 0.06  # 2σ, one-sided
+    assert all(last_tenth(one, falling * n) >= 0.01 for n in noise[:, ::-1] ** 0.5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_dead_network_that_rattles_is_not_on_its_way(seed: int, tmp_path: Path) -> None:
+    """Of so deep a network, at such a rate, only the last biases move: the loss is their noise."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 6))
+    np.savez(tmp_path / "a.npz", x=x, y=(x @ rng.standard_normal((6, 3))).argmax(1))
+    run = train(
+        Config(
+            data=str(tmp_path / "a.npz"), layers=(6, *(8,) * 6, 3), epochs=20, lr=3.0,
+            optimizer="sgd", batch_size=32, batch_norm=False, seed=seed,
+        )
+    )  # fmt: skip
+    last = run.history.train_loss[-2:].mean(), run.history.train_loss[-4:-2].mean()
+    assert last[0] < 0.99 * last[1]  # by chance it went down
+    assert analyze(run).verdict == "standing still"
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])

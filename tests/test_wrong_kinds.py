@@ -130,7 +130,7 @@ CALLS: dict[str, Call] = {
     ),
     "init": Call(NET.init, dict),
     "Linear": Call(nn.Linear, lambda: {"in_features": 2, "out_features": 3}),
-    "LeakyReLU": Call(nn.LeakyReLU, dict),
+    "LeakyReLU": Call(nn.LeakyReLU, lambda: {"negative_slope": 0.1}),
     "BatchNorm": Call(nn.BatchNorm, lambda: {"num_features": 3}),
     "batch_norm": Call(norm.batch_norm, _layer),
     "Noise": Call(
@@ -267,8 +267,8 @@ RESULTS = {
     "KnownPoint", "Layer", "Linearization", "Loss", "Moments", "Objective", "Optimizer",
     "Parameters", "Run", "Saved", "Schedule", "Slice1D", "Slice2D", "Standing", "State", "Surface",
     "SurfaceLinearization", "Training", "UnsavedError", "Verification", "DeviceError",
-    "FileFormatError", "ArrayLike", "CrossEntropy", "MeanSquaredError", "ReLU", "Tanh", "Sigmoid",
-    "GELU", "Identity", "Sequential", "ExponentialDecay", "MonkeySaddle", "Saddle", "constant",
+    "FileFormatError", "ArrayLike", "CrossEntropy", "MeanSquaredError", "GELU", "ReLU", "Tanh",
+    "Sigmoid", "Identity", "Sequential", "ExponentialDecay", "MonkeySaddle", "Saddle", "constant",
     "inverse", "inverse_square", "chained", "info", "num_threads",
 }  # fmt: skip
 

@@ -27,7 +27,8 @@ def progress(title: str, total: int, show: bool | None = None) -> Iterator[Tick]
     and raises ImportError without Rich.
     """
     if show is None:
-        show = sys.stderr.isatty() and find_spec("rich") is not None
+        terminal = sys.stderr is not None and sys.stderr.isatty()  # None where it is closed
+        show = terminal and find_spec("rich") is not None
     wanted = flag("show_progress", show)
     if not wanted:
         yield lambda done=1, note="": None

@@ -115,7 +115,8 @@ def last_tenth(updates: NDArray[np.float64], epochs: NDArray[np.float64]) -> flo
     """Share of the loss that a tenth of the training took away, at its end.
 
     From the mean losses of epochs, which see the same rows, where there are two; the updates' own
-    tell from 10 on. NaN otherwise.
+    tell from 10 on. NaN otherwise. Of 10 epochs and more, the second half has to fall by more than
+    its own scatter, or what the end took away counts as none.
     """
     losses = epochs if len(epochs) >= 2 else updates
     if len(losses) < (2 if losses is epochs else 10):
@@ -124,7 +125,22 @@ def last_tenth(updates: NDArray[np.float64], epochs: NDArray[np.float64]) -> flo
     last, before = losses[-width:].mean(), losses[-2 * width : -width].mean()
     if not before > 0.0:
         return 0.0
+    if last < before and len(epochs) >= 10 and not _falls(epochs[len(epochs) // 2 :]):
+        return 0.0
     return float((1.0 - last / before) * 0.1 * len(losses) / width)
+
+
+def _falls(losses: NDArray[np.float64]) -> bool:
+    """Whether a line through the logarithms falls by twice the standard error of its slope.
+
+    The error is from second differences: they see no line, and six times the variance.
+    """
+    if not (losses > 0.0).all():
+        return True
+    logs, time = np.log(losses), np.arange(len(losses)) - (len(losses) - 1) / 2.0
+    spread = float(time @ time)
+    error = np.sqrt(np.mean(np.diff(logs, 2) ** 2) / 6.0 / spread)
+    return bool(time @ logs / spread < -2.0 * error)
 
 
 def diverged(training: Training, loss: float, gradient_norm: float) -> Standing | None:
@@ -163,7 +179,8 @@ def judge(
 
     - *diverged*: numbers that are not finite; a loss above 10 times the initial one, or that was
       there and has not come back; a gradient norm above 1000 times the initial one.
-    - *saddle*: the loss stands still (the last tenth took less than 1 % of it away); the gradient
+    - *saddle*: the loss stands still (the last tenth took less than 1 % of it away, or no more than
+      noise does); the gradient
       norm is below a tenth of the initial one; negative curvature is certain and a step s along it
       brings a drop that matters, for which curvature and not the slope is to thank
       (‖g‖ s < ½|λ|s²); and the gradient does not get it in the steps left: they bring less by its

@@ -281,6 +281,7 @@ def _read_arrays(
         if value is not None:
             raise ValueError(expected(option, f"None, since {path} is no CSV", repr(value)))
     parts: _Parts = []
+    images: set[bool] = set()
     for file in (path, test):
         if file is None:
             continue
@@ -296,6 +297,10 @@ def _read_arrays(
         if test is not None and len(found) > 1:
             what = "a file without a test part, since test= is given"
             raise ValueError(expected(str(file), what, "one with"))
+        images |= {_are_images(x) for x, _ in found}
+        if len(images) > 1:  # one would be divided by 255, and the other not
+            what = "uint8 images of three axes or more in both parts, or in none"
+            raise FileFormatError(expected(str(file), what, "them in one"))
         parts += [(_inputs(file, x, dtype), _targets(file, y, dtype)) for x, y in found]
     return parts, None, [], []
 
@@ -349,11 +354,15 @@ def _split(path: Path, parts: _Parts, share: float) -> _Parts:
     return [(x[train], y[train]), (x[test], y[test])]
 
 
+def _are_images(raw: Array) -> bool:
+    return raw.dtype == np.uint8 and raw.ndim > 2
+
+
 def _inputs(path: Path, raw: Array, dtype: np.dtype[Any]) -> Array:
     if raw.dtype.kind not in "buif" or raw.ndim == 0:
         raise FileFormatError(expected(str(path), "inputs that are rows of numbers", _brief(raw)))
     rows = raw.reshape(len(raw), math.prod(raw.shape[1:]))
-    if raw.dtype == np.uint8 and raw.ndim > 2:
+    if _are_images(raw):
         return np.divide(rows, 255, dtype=dtype, order="C")
     with np.errstate(over="ignore"):  # what overflows is inf, and refused as such
         return np.ascontiguousarray(rows, dtype=dtype)

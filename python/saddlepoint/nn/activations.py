@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from .._native import module
-from ..errors import number
+from ..errors import expected, number
 from .layers import Layer
 
 __all__ = ["ACTIVATIONS", "GELU", "LeakyReLU", "ReLU", "Sigmoid", "Tanh"]
@@ -27,11 +28,14 @@ class LeakyReLU(Layer):
     kind = "leaky_relu"
 
     def __post_init__(self) -> None:
-        number("negative_slope", self.negative_slope)
+        slope = number("negative_slope", self.negative_slope)
+        if not math.isfinite(slope):
+            raise ValueError(expected("negative_slope", "a finite number", slope))
+        object.__setattr__(self, "negative_slope", slope)  # an array of one stays its owner's
 
     def _spec(self, inputs: int, parameters: int, buffers: int) -> dict[str, Any]:
         spec = super()._spec(inputs, parameters, buffers)
-        return {**spec, "negative_slope": float(self.negative_slope)}
+        return {**spec, "negative_slope": self.negative_slope}
 
 
 @dataclass(frozen=True)

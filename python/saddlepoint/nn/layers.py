@@ -273,7 +273,9 @@ class BatchNorm(Layer):
     def __post_init__(self) -> None:
         _positive("num_features", self.num_features)
         flag("affine", self.affine)
-        check_numbers(self.eps, self.momentum)
+        eps, momentum = check_numbers(self.eps, self.momentum)
+        object.__setattr__(self, "eps", eps)  # an array of one stays its owner's
+        object.__setattr__(self, "momentum", momentum)
 
     @property
     def inputs(self) -> int | None:
