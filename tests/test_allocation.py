@@ -21,6 +21,8 @@ import pytest
 
 from test_optim import NAMES
 
+pytestmark = pytest.mark.slow
+
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import json
 import pkgutil
+import platform
 import re
 import statistics
 import subprocess
@@ -425,6 +426,37 @@ def test_what_is_made_from_the_optimizers_is_up_to_date() -> None:
     spec.loader.exec_module(tables)
     for path, text in tables.made().items():
         assert path.read_text() == text, f"{path}: run python docs/tables.py"
+
+
+def exported(objects: list[Path]) -> set[str]:
+    """The names that compiled objects define for others."""
+    told = subprocess.run(
+        ["nm", "-C", "--defined-only", "--extern-only", *map(str, objects)],
+        capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    return {line.split(" ", 2)[2] for line in told.stdout.splitlines() if line.count(" ") >= 2}
+
+
+def loop_objects(level: str) -> list[Path]:
+    """What the latest build compiled of the hot loops for one instruction set."""
+    found = ROOT.glob(f"build/*/csrc/CMakeFiles/loops_{level}.dir")
+    folders = [folder for folder in found if "sanitize" not in str(folder)]
+    latest = max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+    return [] if latest is None else sorted(latest.rglob("*.o"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nm reads objects of Linux")
+@pytest.mark.parametrize("level", ["v3", "v4"])
+def test_loops_export_nothing_outside_of_their_namespace(level: str) -> None:
+    """The linker keeps one of equal names: a function for a newer processor must have no twin."""
+    if not loop_objects("base"):
+        pytest.skip("nothing was built in this folder")
+    if loop_objects(level) or platform.machine() == "x86_64":
+        names = exported(loop_objects(level))
+        assert names
+        assert [name for name in names if f"::{level}::" not in name] == []
+    elsewhere = exported(loop_objects("base"))
+    assert any("::base::" not in name for name in elsewhere)  # so one would be seen
 
 
 def test_extensions_are_small() -> None:

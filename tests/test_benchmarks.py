@@ -28,6 +28,8 @@ from benchmarks import bench_batch_norm, bench_optim, peers, runner, table, tune
 from benchmarks.__main__ import NAMES, main  # noqa: E402
 from benchmarks.runner import Bar, Case, Contestant, Floor, Meter, Options, Roof  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 class Machine:
     """A clock that moves only when work is done."""

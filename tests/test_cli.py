@@ -53,6 +53,7 @@ def run_folder(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_train_writes_what_analyze_reads(run_folder: Path) -> None:
     assert sorted(p.name for p in run_folder.iterdir()) == [
         "config.json",
@@ -91,6 +92,7 @@ def test_the_command_is_the_call(run_folder: Path, tmp_path: Path) -> None:
     assert "saddlepoint analyze RUN --samples 40 --seed 2" in page
 
 
+@pytest.mark.slow
 def test_regression_and_images_and_csv(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((30, 2))
@@ -308,6 +310,7 @@ def endless(*options: str, cwd: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "stopped"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
@@ -326,6 +329,7 @@ def test_signals_save_what_there_is(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_a_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     killed = endless(*ENDLESS, cwd=tmp_path)
     rng = np.random.default_rng(0)
@@ -373,6 +377,7 @@ def test_a_path_that_is_no_text(blobs: Path, tmp_path: Path) -> None:
     assert saddlepoint("analyze", odd + "r", cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_analyze_leaves_pages_and_runs_of_others(run_folder: Path, tmp_path: Path) -> None:
     """A page of ours is replaced; somebody's page, and the page of another run, are not."""
     other, page = tmp_path / "other", tmp_path / "page"
@@ -448,6 +453,7 @@ def test_info_names_what_it_runs_on(tmp_path: Path) -> None:
     assert str(sp.info()["version"]) == sp.__version__
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     done = saddlepoint("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -473,6 +479,7 @@ def test_demo(tmp_path: Path) -> None:
         assert [r for r in browser.requests if not r.startswith("file:")] == []
 
 
+@pytest.mark.slow
 def test_the_saddles_of_the_demo_are_those_of_theory() -> None:
     """Baldi & Hornik 1989: at a saddle the learned modes are gone from the loss, one by one."""
     from saddlepoint.demo import demo

@@ -196,6 +196,7 @@ def planted(trial: int) -> tuple[str, Array]:
     return kind, rng.permutation(-values if kind == "maximum" else values)
 
 
+@pytest.mark.slow
 def test_a_hundred_planted_spectra_are_never_misjudged() -> None:
     undecided = 0
     for trial in range(100):

@@ -454,6 +454,7 @@ def wanted(values: Array, k: int, which: str) -> Array:
     return np.sort(ends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
 @pytest.mark.parametrize("name", ["random", "clustered", "indefinite", "positive"])
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (1, 3), (2, 1), (2, 5), (3, 2), (40, 4), (300, 2)])
@@ -532,6 +533,7 @@ def test_an_exhausted_space_goes_on_to_multiple_eigenvalues(values: list[float])
     assert_allclose(pairs.values, [5.0, 5.0], rtol=0, atol=pairs.tolerance.max())
 
 
+@pytest.mark.slow
 def test_two_hundred_spectra_with_planted_multiplicities() -> None:
     for trial in range(200):
         rng = np.random.default_rng([trial, 5])
@@ -553,6 +555,7 @@ def test_two_hundred_spectra_with_planted_multiplicities() -> None:
         assert_allclose(found, expected, rtol=0, atol=atol, err_msg=f"trial {trial}")
 
 
+@pytest.mark.slow
 def test_six_zeros_of_three_hundred() -> None:
     rng = np.random.default_rng(0)
     values = np.r_[np.zeros(6), rng.uniform(0.01, 2.0, 294)]

@@ -26,6 +26,8 @@ import pytest
 from saddlepoint.data import load
 from saddlepoint.runs import Config, load_run, train
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 5.0
 MEMORY = 1 << 30  # beyond what the process has mapped when it begins
 

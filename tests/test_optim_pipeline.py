@@ -768,6 +768,7 @@ def available_bytes() -> int:
         return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(available_bytes() < 6e9, reason="needs 6 GB of free memory")
 def test_more_elements_than_32_bits_count() -> None:
     """2³¹ + 5 parameters; the gradient is one number, expanded."""

@@ -11,6 +11,8 @@ from pathlib import Path
 import pybind11
 import pytest
 
+pytestmark = pytest.mark.slow
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # which pytest has there

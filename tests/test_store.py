@@ -115,6 +115,7 @@ def test_a_folder_that_another_moved_away_is_left_to_it(
     assert contents(tmp_path / "b") == {"a": b"2"}
 
 
+@pytest.mark.slow
 def test_a_folder_that_comes_and_goes_is_no_file(tmp_path: Path) -> None:
     path, other = tmp_path / "run", tmp_path / "other"
     path.mkdir()

@@ -125,6 +125,7 @@ def test_drift_is_the_wasserstein_distance_in_deviations(rng: np.random.Generato
     assert_allclose(study._drift(values)[0], sum(others) / 4, rtol=1e-12)
 
 
+@pytest.mark.slow
 @seeds
 def test_s1_20_batch_norm_steadies_what_the_nonlinearities_receive(seed: int) -> None:
     setting = Setting(seed=seed)
@@ -205,6 +206,7 @@ def test_no_noise_is_batch_norm_bit_for_bit() -> None:
     assert_array_equal(result.activations.drift[1], result.activations.drift[2])
 
 
+@pytest.mark.slow
 @seeds
 def test_s1_21_noisy_batch_norm_trains_as_well_on_less_steady_activations(seed: int) -> None:
     setting = Setting(depth=5, activation=nn.Tanh(), seed=seed)
@@ -220,6 +222,7 @@ def test_s1_21_noisy_batch_norm_trains_as_well_on_less_steady_activations(seed: 
     assert result.test_accuracy[noisy] > 0.93
 
 
+@pytest.mark.slow
 @seeds
 def test_s1_21_noisy_batch_norm_trains_faster_than_a_deep_plain_network(seed: int) -> None:
     result = study.noisy_training(DATA, times=2, setting=Setting(seed=seed))
@@ -303,6 +306,7 @@ def test_the_steps_looked_at_are_those_of_training() -> None:
 # S1.19
 
 
+@pytest.mark.slow
 @seeds
 def test_s1_19_each_hypothesis_has_its_number(seed: int) -> None:
     result = study.hypotheses(DATA, epochs=8, setting=Setting(seed=seed))
@@ -373,6 +377,7 @@ def test_what_cannot_be_studied_is_refused() -> None:
         Setting(activation=nn.Linear(64, 64))
 
 
+@pytest.mark.slow
 def test_the_gallery_makes_every_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -183,6 +183,7 @@ for name, way in ways.items():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1000, 1_000_000])
 def test_what_a_step_works_on_is_replaced_meanwhile(size: int) -> None:
     """By its owner, who holds no lock: the memory stays until the step is over.

@@ -1576,6 +1576,7 @@ def test_operators_keep_their_arguments() -> None:
     assert kinds(compiled._backward) == ["Tensor", *tensors, "Tensor", *kept]
 
 
+@pytest.mark.slow
 class TestInductor:
     pytestmark = compiles
 

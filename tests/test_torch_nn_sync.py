@@ -24,6 +24,8 @@ from torch import Tensor, nn
 import saddlepoint.torch.nn as ours
 from test_torch_nn import assert_near, channels_last, formula, leaves_of, normal
 
+pytestmark = pytest.mark.slow
+
 ACTIVATIONS: tuple[str | None, ...] = (None, "relu", "leaky_relu", "gelu")
 CHANNELS = 3
 # The rows of each of up to three processes.

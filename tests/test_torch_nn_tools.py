@@ -292,6 +292,7 @@ def residual_in_evaluation() -> nn.Module:
 MODELS = {"folded": lambda: converted("gelu").eval(), "residual": residual_in_evaluation}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("format", ["export", "jit"])
 def test_files_need_no_saddlepoint(tmp_path: Path, model: Any, format: str) -> None:
@@ -309,6 +310,7 @@ def test_files_need_no_saddlepoint(tmp_path: Path, model: Any, format: str) -> N
     assert without_saddlepoint(code, tmp_path) == "True"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("dynamo", [True, False])
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of PyTorch's exporters

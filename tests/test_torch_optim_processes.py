@@ -24,6 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
 
 import saddlepoint.torch.optim as ours
 
+pytestmark = pytest.mark.slow
+
 WORLD, STEPS, MAX_NORM = 2, 4, 0.05
 
 

@@ -809,6 +809,7 @@ print(stops)
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_time_leaves_whole_updates() -> None:
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, "0"], capture_output=True, text=True, timeout=300
