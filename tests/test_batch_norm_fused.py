@@ -1132,6 +1132,27 @@ def test_refused_memory() -> None:
         norm.batch_norm_backward(X[:, :, 0], saved)
 
 
+def test_memory_that_is_gone_is_named() -> None:
+    """A step reads it by an address; so does this."""
+    x, gone = torch.randn(4, 3), torch.randn(4, 3)
+    gone.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="x: expected a tensor with memory, got one without"):
+        norm.batch_norm(gone)
+    with pytest.raises(ValueError, match="out: expected a tensor with memory, got one without"):
+        norm.batch_norm(x, out=gone)
+
+
+def test_interleaved_arrays_share_no_element(rng: np.random.Generator) -> None:
+    """Their ranges of addresses meet, and nothing that is read is written."""
+    both = rng.standard_normal((6, 4))
+    before, out = both[:, ::2].copy(), both[:, 1::2]
+    norm.batch_norm(both[:, ::2], out=out)
+    assert_array_equal(out, norm.batch_norm(before)[0])
+    assert_array_equal(both[:, ::2], before)
+    with pytest.raises(ValueError, match="out: expected memory of its own, got an overlap with x"):
+        norm.batch_norm(both[:, :2], out=both[:, 1:3])
+
+
 @pytest.mark.parametrize(
     "lazy",
     [

@@ -98,18 +98,17 @@ class Call {
     // (number, groups, channels) in float64.
     double* table(const py::handle& object, const char* name, index number, Access access) {
         if (object.is_none()) return nullptr;
-        return static_cast<double*>(memory(object, name, access, dlpack::float64,
-                                           {number, shape.groups(), shape.channels}));
+        return table(look(object, name), name, number, access);
     }
     void statistics(const py::handle& object, Access access) {
         const View& a = look(object, "statistics");
         norm.all_tables = a.shape.size() == 3 && a.shape[0] == 6;
-        norm.statistics = table(object, "statistics", norm.all_tables ? 6 : 2, access);
+        norm.statistics = table(a, "statistics", norm.all_tables ? 6 : 2, access);
     }
     std::uint8_t* gate(const py::handle& object, Access access) {
         if (object.is_none()) return nullptr;
         return static_cast<std::uint8_t*>(
-            memory(object, "gate", access, dlpack::uint8, {gate_bytes(shape)}));
+            memory(look(object, "gate"), "gate", access, dlpack::uint8, {gate_bytes(shape)}));
     }
 
     // One value has no unbiased variance, and no derivative.
@@ -164,14 +163,18 @@ class Call {
     }
 
     // A dense array of its own dtype and shape.
-    void* memory(const py::handle& object, const char* name, Access access, dlpack::DataType dtype,
+    void* memory(const View& a, const char* name, Access access, dlpack::DataType dtype,
                  const std::vector<index>& wanted) {
-        const View& a = look(object, name);
         check_dtype(a, name, dtype);
         check_shape(a, name, wanted);
         check_contiguous(a, name);
         track(a, name, access);
         return address(a);
+    }
+
+    double* table(const View& a, const char* name, index number, Access access) {
+        return static_cast<double*>(
+            memory(a, name, access, dlpack::float64, {number, shape.groups(), shape.channels}));
     }
 
     // An array, and what stream it is on.
@@ -252,10 +255,10 @@ class Call {
 
     Stream stream_;
     bool foreign_ = false, ours_ = false;  // whether arrays are of other streams, and of our own
-    std::deque<View> views_;
+    std::deque<View> views_;               // pointed to by the next
+    Overlaps memory_;
     const View& x_;
     std::array<index, most_axes> strides_{};
-    Overlaps memory_;
     std::vector<Buffer> buffers_;
     std::vector<std::pair<const View*, void*>> gathered_, scattered_;
 };

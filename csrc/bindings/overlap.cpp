@@ -28,7 +28,7 @@ bool share_elements(const View& a, const View& b) {
 
 Overlaps& Overlaps::add(const View& view, const char* name, bool written) {
     const auto [begin, end] = view.range();
-    if (begin != end) spans_.push_back({begin, end, name, &view, written});
+    if (begin != end) spans_.push_back({begin, end, name, &view, written, spans_.size()});
     return *this;
 }
 
@@ -41,10 +41,12 @@ void Overlaps::refuse(const Span& a, const Span& b) {
 }
 
 void Overlaps::check(bool in_place) {
-    std::stable_sort(spans_.begin(), spans_.end(),
-                     [](const Span& a, const Span& b) { return a.begin < b.begin; });
+    std::sort(spans_.begin(), spans_.end(), [](const Span& a, const Span& b) {
+        return a.begin != b.begin ? a.begin < b.begin : a.number < b.number;
+    });
     nested_ = false;
     ends_.clear();
+    ends_.reserve(spans_.size());
     for (const Span& span : spans_) ends_.push_back(span.end);
     for (std::size_t i = 0; i + 1 < spans_.size(); ++i) {
         for (std::size_t j = i + 1; j < spans_.size() && spans_[j].begin < spans_[i].end; ++j) {
@@ -59,7 +61,7 @@ void Overlaps::check(bool in_place) {
 void Overlaps::check_read(const View& view, const char* name) const {
     const auto [begin, end] = view.range();
     if (begin == end) return;
-    const Span read{begin, end, name, &view, false};
+    const Span read{begin, end, name, &view, false, spans_.size()};
     // Ends are in order only where no range lies within another.
     for (std::size_t at = nested_ ? 0 : first_after(begin); at < spans_.size(); ++at) {
         const Span& span = spans_[at];

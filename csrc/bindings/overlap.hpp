@@ -8,6 +8,7 @@ SP_BEGIN
 // Arrays that a call writes and reads, which must outlive this.
 class Overlaps {
    public:
+    Overlaps() { spans_.reserve(16); }
     void clear() { spans_.clear(); }
     Overlaps& writes(const View& view, const char* name) { return add(view, name, true); }
     Overlaps& reads(const View& view, const char* name) { return add(view, name, false); }
@@ -25,6 +26,7 @@ class Overlaps {
         const char *begin, *end, *name;
         const View* view;
         bool written;
+        std::size_t number;  // in order of coming
     };
     Overlaps& add(const View& view, const char* name, bool written);
     static void refuse(const Span& a, const Span& b);

@@ -143,22 +143,23 @@ const dlpack::Exchange* exchange_of(const py::handle& object) {
     return api->major == 1 && api->tensor_of ? api : nullptr;
 }
 
-// PyTorch has negatives and zeros that are not in memory, which the exchange says nothing of.
-void refuse_lazy(const py::handle& object, const char* name) {
-    static PyObject* const questions[] = {PyUnicode_InternFromString("is_neg"),
-                                          PyUnicode_InternFromString("_is_zerotensor")};
-    for (PyObject* const question : questions) {
-        PyObject* const answer = PyObject_CallMethodObjArgs(object.ptr(), question, nullptr);
-        const bool yes = answer == Py_True;
-        Py_XDECREF(answer);
-        PyErr_Clear();  // others have no such method
-        if (yes) raise_value(name, "its numbers in memory", "a lazy negative or zero (clone it)");
-    }
+// Whether a method says so; others than PyTorch's have none.
+bool says(const py::handle& object, PyObject* method) {
+    PyObject* const answer = PyObject_CallMethodObjArgs(object.ptr(), method, nullptr);
+    Py_XDECREF(answer);
+    PyErr_Clear();
+    return answer == Py_True;
 }
 
 View by_exchange(const dlpack::Exchange& exchange, const py::handle& object, const char* name) {
     dlpack::Tensor t{};
     if (exchange.tensor_of(object.ptr(), &t) != 0) throw py::error_already_set();
+    // PyTorch has negatives and zeros that are not in memory, which the exchange says nothing of.
+    static PyObject* const negative = PyUnicode_InternFromString("is_neg");
+    static PyObject* const zero = PyUnicode_InternFromString("_is_zerotensor");
+    if (says(object, negative) || (!t.data && says(object, zero))) {
+        raise_value(name, "its numbers in memory", "a lazy negative or zero (clone it)");
+    }
     View v = from_tensor(t, name);
     v.exchange = &exchange;
     return v;
@@ -246,7 +247,6 @@ View peek(const py::handle& object, const char* name, bool with_stream) {
     const dlpack::Exchange* const exchange =
         py::isinstance<py::array>(object) ? nullptr : exchange_of(object);
     if (!exchange || (with_stream && !exchange->current_stream)) return hold(object, name);
-    refuse_lazy(object, name);
     return by_exchange(*exchange, object, name);
 }
 
