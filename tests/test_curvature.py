@@ -1086,3 +1086,16 @@ def test_verification_reads_as_a_table() -> None:
     assert len(lines) == 4
     number = r"\d\.\de[+-]\d\d"
     assert all(re.fullmatch(rf"[a-z ]+: {number} \(tolerance {number}\)", x) for x in lines[1:])
+
+
+def test_an_operator_may_write_to_its_argument() -> None:
+    class Doubled:
+        shape, dtype = (6, 6), np.dtype(np.float64)
+
+        def __matmul__(self, v: Array) -> Array:
+            v *= 2.0
+            return v
+
+    pairs = sp.eigsh(Doubled(), k=2)
+    assert pairs.converged
+    assert_allclose(pairs.values, [2.0, 2.0])

@@ -847,3 +847,12 @@ def test_npz_that_declares_more_than_it_holds(tmp_path: Path) -> None:
         archive.writestr("y.npy", npy_bytes(Y))
     with pytest.raises(FileFormatError, match=r"4000000000000 bytes for float64 .*, got 0"):
         load(path)
+
+
+def test_lines_that_two_separators_split_alike_want_to_be_told(tmp_path: Path) -> None:
+    file = tmp_path / "decimal-commas.csv"
+    file.write_text("1,5;0\n2,5;1\n3,1;0\n4,0;1\n")
+    with pytest.raises(FileFormatError, match=r"expected separator= to be told, got lines that"):
+        load(file)
+    with pytest.raises(FileFormatError, match="expected a finite number, got '1,5' on line 1"):
+        load(file, separator=";", header=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import saddlepoint as sp
 from saddlepoint import nn
 from saddlepoint.cli import main
 from saddlepoint.critical import Standing, Training, judge
-from saddlepoint.critical.escape import gradient_drop
+from saddlepoint.critical.escape import gradient_step
 from saddlepoint.critical.verdict import diverged, last_tenth
 from saddlepoint.optim.schedule import polynomial
 from saddlepoint.report.pages import write_analysis
@@ -378,8 +379,8 @@ def test_the_drop_along_the_gradient(scale: float) -> None:
     surface = Quadratic(scale * np.array([1.0, 3.0]), rng=0)
     theta = surface.eigenvectors @ np.array([1.0, 1.0])
     g, H = surface.gradient(theta), surface.matrix
-    assert_allclose(gradient_drop(surface, theta), 0.5 * (g @ g) ** 2 / (g @ H @ g), rtol=1e-9)
-    assert gradient_drop(surface, np.zeros(2)) == 0.0
+    assert_allclose(gradient_step(surface, theta)[0], 0.5 * (g @ g) ** 2 / (g @ H @ g), rtol=1e-9)
+    assert gradient_step(surface, np.zeros(2))[0] == 0.0
 
 
 def hanging(**changes: Any) -> Training:
@@ -528,3 +529,22 @@ def test_undecided_says_what_would_decide() -> None:
     found = judge(surface, np.zeros(600), point, hanging())
     assert found.verdict == "undecided"
     assert "max_products" in found.cure
+
+
+def test_a_rate_too_small_for_far_targets_is_told_by_the_step_that_would_help(
+    tmp_path: Path,
+) -> None:
+    """The loss falls at every epoch, by nothing: the parameters' own size says nothing here."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 6))
+    np.savez(tmp_path / "far.npz", x=x, y=1e6 * x @ rng.standard_normal((6, 3)))
+    config = Config(
+        data=str(tmp_path / "far.npz"), layers=(6, 16, 3), epochs=20, lr=1e-2,
+        batch_norm=False, batch_size=32,
+    )  # fmt: skip
+    found = analyze(train(config))
+    assert found.verdict == "standing still"
+    assert "the rate is too small" in found.reason
+    raised = float(re.search(r"Raise the rate from 0.01: to ([0-9.e+]+)\.", found.cure)[1])
+    better = train(replace(config, lr=raised))
+    assert better.history.train_loss[-1] < 0.9 * better.history.train_loss[0]

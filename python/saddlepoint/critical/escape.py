@@ -214,18 +214,18 @@ def escape(
     )
 
 
-def gradient_drop(objective: Objective, theta: ArrayLike) -> float:
-    """How far the loss falls along −g, by a line search on the true loss; from 0."""
+def gradient_step(objective: Objective, theta: ArrayLike) -> tuple[float, float]:
+    """How far the loss falls along −g, by a line search on the true loss, and in what step."""
     here = float(objective.loss(theta))
     u = owned(objective.gradient(theta), theta, "gradient", (objective.size,))
     slope = norm(u)
     if slope == 0.0:
-        return 0.0
+        return 0.0, 0.0
     scale(-1.0 / slope, u)
     loss = _Line(objective, theta, u, here)
     eps = float(np.finfo(objective.dtype).eps)
     step = _line_search(loss, max(200.0 * eps * abs(here) / slope, eps * max(1.0, norm(theta))))
-    return max(0.0, here - loss(step))
+    return max(0.0, here - loss(step)), abs(step)
 
 
 class _Line:

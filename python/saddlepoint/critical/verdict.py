@@ -14,7 +14,7 @@ from ..objective import Objective, check_point
 from ..results import COLORS, Result, panels
 from ..vector import ArrayLike, norm
 from .classify import CriticalPoint
-from .escape import Escape, escape, gradient_drop
+from .escape import Escape, escape, gradient_step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,7 +218,7 @@ def judge(
         return drop >= 0.01 * loss and drop >= 1e-3 * training.initial_loss and drop > 0.0
 
     stalled = training.fall < 0.01
-    along_gradient = gradient_drop(objective, theta)
+    along_gradient, length = gradient_step(objective, theta)
     way = None
     if low < -max(point.tolerance, point.residual_min):
         way = escape(objective, theta, point.direction, points=0)
@@ -257,7 +257,7 @@ def judge(
             )
     if stalled and matters(along_gradient):
         return standing(
-            "standing still", *_standing_still(objective, theta, point, training, shares)
+            "standing still", *_standing_still(objective, theta, point, training, shares, length)
         )
     if point.kind == "minimum":
         return standing("minimum", point.reason, _SETTLED)
@@ -300,9 +300,14 @@ def _percent(drop: float, loss: float) -> str:
 
 
 def _standing_still(
-    objective: Objective, theta: Any, point: CriticalPoint, training: Training, shares: str
+    objective: Objective,
+    theta: Any,
+    point: CriticalPoint,
+    training: Training,
+    shares: str,
+    length: float,
 ) -> tuple[str, str]:
-    """Reason and cure, by the size of the rate."""
+    """Reason and cure, by the size of the rate; the step along −g has this length."""
     rate, updates, high = training.rate, training.updates, point.lambda_max
     edge = rate * high
     reason = f"The loss stands still at {point.loss:.4g}, though {shares}. "
@@ -319,13 +324,14 @@ def _standing_still(
         small = edge < 0.02
         better = _inverse(point) or f"{10 * rate or 1e-3:.2g}"
     elif training.rate_is_step:
-        typical = norm(theta) / math.sqrt(objective.size)
+        typical, wanted = (x / math.sqrt(objective.size) for x in (norm(theta), length))
         reason += (
-            f"{updates} updates of rate {rate:.2g} go at most {updates * rate:.2g} "
-            f"a parameter, and parameters are {typical:.2g} in size"
+            f"{updates} updates of rate {rate:.2g} go at most {updates * rate:.2g} a parameter, "
+            f"parameters are {typical:.2g} in size, and that step goes {wanted:.2g}"
         )
-        small = rate == 0.0 or updates * rate < 0.01 * typical
-        better = f"{10 * rate or 0.01 * typical or 1e-3:.2g}"
+        small = rate == 0.0 or updates * rate < 0.01 * max(typical, wanted)
+        least = wanted / max(updates, 1)
+        better = f"{max(10 * rate, least) or 0.01 * typical or 1e-3:.2g}"
     elif rate > 0.0:
         batches = "" if training.whole_batches else ", batches four times as large"
         return (

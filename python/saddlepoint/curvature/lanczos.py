@@ -178,7 +178,7 @@ class _Operator:
         return 0 if self._believed else 1
 
     def __call__(self, v: ArrayLike) -> ArrayLike:
-        given = self._H @ v
+        given = self._H @ (v if self._believed else copy(v))  # others may write to it
         self.products += 1
         n = self.size
         column = hasattr(given, "reshape") and tuple(given.shape) == (n, 1)  # as SciPy has it

@@ -192,9 +192,13 @@ class _Reader:
             return steady, sum(_kind(c) == "number" for row in rows for c in row) if steady else 0
 
         try:
-            best = max(_SEPARATORS, key=merit)  # the first of equals
+            merits = {separator: merit(separator) for separator in _SEPARATORS}
         except csv.Error:
-            best = ","
+            return ","
+        best = max(merits, key=lambda separator: merits[separator])
+        equal = [separator for separator, of in merits.items() if of == merits[best] and of[0]]
+        if len(equal) > 1:
+            raise self.fault("separator= to be told", f"lines that {equal} split alike")
         if best != ",":
             self.notes.append(f"the separator is {'a tab' if best == chr(9) else best!r}")
         return best
