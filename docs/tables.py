@@ -18,7 +18,10 @@ from saddlepoint.optim.rules import RULES, Rule
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "saddlepoint"
 STUBS = {
-    PACKAGE / "optim" / "faces.pyi": "from . import rules\nfrom .optimizers import Optimizer\n",
+    PACKAGE / "optim" / "faces.pyi": (
+        "from typing import Any\n\nfrom . import rules\nfrom .optimizers import Optimizer\n\n"
+        "def faces_of(storage: type, module: str) -> dict[str, Any]: ...\n"
+    ),
     PACKAGE / "torch" / "optim" / "faces.pyi": (
         "from ...optim import rules\nfrom .optimizer import Optimizer\n"
     ),

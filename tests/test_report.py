@@ -17,7 +17,7 @@ import pytest
 from matplotlib.image import imread
 
 from browser import Browser
-from saddlepoint.critical import CriticalPoint, Escape, classify
+from saddlepoint.critical import CriticalPoint, Escape, classify, verdict
 from saddlepoint.history import History
 from saddlepoint.landscape import Slice2D
 from saddlepoint.report import (
@@ -533,3 +533,7 @@ def test_lines_are_drawn_with_the_parabola_of_second_order() -> None:
         np.testing.assert_allclose(2.0 * fit[2], eigenvalue, rtol=1e-6)
         np.testing.assert_allclose(fit[0], found.point.loss, rtol=1e-9)
     assert "the dashed parabola" in panel.words
+
+
+def test_every_verdict_has_a_headline() -> None:
+    assert set(pages._HEADLINES) == set(verdict.VERDICTS)

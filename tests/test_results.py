@@ -33,8 +33,8 @@ OTHERS = {
     # options and inputs
     "Config", "Dataset", "Layout", "Noise", "Options", "Setting", "Training",
     # networks and losses
-    "BatchNorm", "CrossEntropy", "Identity", "Linear", "MeanSquaredError", "ReLU", "Sigmoid",
-    "Tanh", "Entry",
+    "BatchNorm", "CrossEntropy", "GELU", "Identity", "LeakyReLU", "Linear", "MeanSquaredError",
+    "ReLU", "Sigmoid", "Tanh", "Entry",
     # files, pages, and what an objective hands out
     "Panel", "Report", "State", "SurfaceLinearization", "Table", "Unpacked", "Verdict",
 }  # fmt: skip

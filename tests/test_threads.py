@@ -136,6 +136,8 @@ params = [torch.nn.Parameter(torch.ones(size)) for _ in range(3)]
 copies = [torch.zeros(size, dtype=torch.bfloat16) for _ in params]
 optimizer = st.optim.Adam(params, ema_decay=0.9, copies=copies, zero_grads=True)
 
+gradients = []
+
 def new(t):
     t.data = torch.ones(size, dtype=t.dtype)
 
@@ -154,7 +156,7 @@ ways = {
     "memory of states": states,
     "memory of copies": lambda: new(copies[0]),
     "memory of parameters": each(new),
-    "memory of gradients": each(lambda p: None if (g := p.grad) is None else new(g)),
+    "memory of gradients": lambda: [new(g) for g in list(gradients)],  # nobody else reads p.grad
     "loaded": lambda: optimizer.load_state_dict(optimizer.state_dict()),
 }
 for name, way in ways.items():
@@ -169,8 +171,9 @@ for name, way in ways.items():
     other.start()
     end = time.monotonic() + 0.4
     while time.monotonic() < end or stepped + refused < 5:
-        for p in params:
-            p.grad = torch.ones(size)
+        gradients = [torch.ones(size) for p in params]
+        for p, gradient in zip(params, gradients):
+            p.grad = gradient
         try:
             optimizer.step()
             stepped += 1

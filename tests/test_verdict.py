@@ -477,9 +477,10 @@ ADAPTIVE: dict[str, Any] = {"plain": False, "rate_is_step": False}
         ({}, "the noise of mini-batches", "Compare a quarter of the rate 0.1, and batches"),
         # The rate of Rprop is its first step alone, and says nothing of the way made.
         ({"rate": 1e-9, **ADAPTIVE}, "does not tell", "Compare the optimizer's default rate, bat"),
-        ({"rate": 1e-9, "plain": False}, "rate is too small.", "Raise the rate from 1e-09: to 1e-"),
+        # 600 updates are to go as far as the step along −g does, 0.78 a parameter.
+        ({"rate": 1e-9, "plain": False}, "too small.", "Raise the rate from 1e-09: to 0.0013."),
         ({"rate": 0.0}, "rate is too small.", "Raise the rate from 0: to 0.25, 1/λ"),
-        ({"rate": 0.0, "plain": False}, "rate is too small.", "Raise the rate from 0: to 0.01."),
+        ({"rate": 0.0, "plain": False}, "rate is too small.", "Raise the rate from 0: to 0.0013."),
         ({"rate": 0.0, **ADAPTIVE}, "rate is too small.", "Raise the rate from 0: to the o"),
         # Momentum of 1.
         ({"rate": math.inf}, "a momentum of 1 or more, past gradients", "Lower the momentum"),

@@ -3,7 +3,7 @@
 
 #include "bindings/bind.hpp"
 #include "bindings/overlap.hpp"
-#include "core/activation.hpp"
+#include "core/activations.hpp"
 #include "nn/network.hpp"
 
 SP_BEGIN

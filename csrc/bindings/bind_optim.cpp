@@ -211,6 +211,11 @@ class Update {
         e.ready = true;
         lay_out(i);
         moved_ = beside_is_old_ = true;
+        for (Bound& number : e.clock) {  // others may have run since it was looked at
+            if (number.refresh("step", owners_)) {
+                raise_value("step", "memory that stays where it is", "other memory");
+            }
+        }
         write_clock(i);
     }
 

@@ -152,12 +152,13 @@ bool says(const py::handle& object, PyObject* method) {
 }
 
 View by_exchange(const dlpack::Exchange& exchange, const py::handle& object, const char* name) {
-    dlpack::Tensor t{};
-    if (exchange.tensor_of(object.ptr(), &t) != 0) throw py::error_already_set();
     // PyTorch has negatives and zeros that are not in memory, which the exchange says nothing of.
     static PyObject* const negative = PyUnicode_InternFromString("is_neg");
     static PyObject* const zero = PyUnicode_InternFromString("_is_zerotensor");
-    if (says(object, negative) || (!t.data && says(object, zero))) {
+    const bool negated = says(object, negative);  // lets others run: before the memory is looked at
+    dlpack::Tensor t{};
+    if (exchange.tensor_of(object.ptr(), &t) != 0) throw py::error_already_set();
+    if (negated || (!t.data && says(object, zero))) {
         raise_value(name, "its numbers in memory", "a lazy negative or zero (clone it)");
     }
     View v = from_tensor(t, name);

@@ -80,7 +80,7 @@ SP_HD float16 rounded<float16>(float x) {
     return {std::uint16_t(h | sign >> 16)};
 }
 
-// Up or down with the odds that keep the mean, given 16 random bits.
+// Stochastic rounding: up or down with the odds that keep the mean, given 16 random bits.
 template <class To>
 SP_HD To rounded_randomly(float x, std::uint32_t random);
 template <>

@@ -1,5 +1,6 @@
-// Random bits that are a function of a counter and a key alone: the same for any number of threads
-// and on any device. Philox 4x32-10 (Salmon, Moraes, Dror & Shaw 2011).
+// Random bits, for stochastic rounding and noise, that are a function of a counter and a key alone:
+// the same for any number of threads and on any device. Philox 4x32-10 (Salmon, Moraes, Dror & Shaw
+// 2011).
 #pragma once
 
 #include "core/config.hpp"

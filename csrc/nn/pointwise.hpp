@@ -1,7 +1,7 @@
 // The elementwise functions of the layers and losses, and the list that instantiates them.
 #pragma once
 
-#include "core/activation.hpp"
+#include "core/activations.hpp"
 #include "ops/map.hpp"
 
 SP_BEGIN

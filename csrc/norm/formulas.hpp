@@ -8,7 +8,7 @@
 // the channel are known, so a function takes ready coefficients; norm/coefficients.hpp has them.
 #pragma once
 
-#include "core/activation.hpp"
+#include "core/activations.hpp"
 
 SP_BEGIN
 

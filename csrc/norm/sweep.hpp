@@ -10,7 +10,8 @@ SP_BEGIN
 namespace normalization {
 
 enum class Activation : std::uint8_t { none, relu, leaky_relu, gelu, tanh };
-constexpr const char* activation_words[] = {nullptr, "relu", "leaky_relu", "gelu", "tanh"};
+constexpr const char* activation_words[] = {nullptr, ReLU::name, LeakyReLU::name, GELU::name,
+                                            Tanh::name};
 constexpr bool piecewise_linear(Activation a) {
     return a != Activation::gelu && a != Activation::tanh;
 }

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Standing", "Training", "judge"]
+__all__ = ["VERDICTS", "Standing", "Training", "judge"]
+
+
+#: What `judge` may say of a training; `classify` tells the kind of a point.
+VERDICTS = (
+    "diverged", "saddle", "descending", "standing still", "minimum", "degenerate", "undecided",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,7 @@ class Standing(Result):
     Attributes
     ----------
     verdict : str
-        "diverged", "saddle", "descending", "standing still", "minimum", "degenerate" or
-        "undecided".
+        One of `VERDICTS`.
     reason, cure : str
         A sentence each.
     gradient_drop : float

@@ -1,4 +1,4 @@
-"""Activations as layers: elementwise, by the formulas of ``csrc/core/activation.hpp``."""
+"""Activations as layers; the list, and the formulas, are ``csrc/core/activations.hpp``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
 # Made by docs/tables.py.
+from typing import Any
+
 from . import rules
 from .optimizers import Optimizer
+
+def faces_of(storage: type, module: str) -> dict[str, Any]: ...
 
 __all__ = [
     "ASGD",

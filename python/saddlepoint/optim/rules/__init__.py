@@ -5,9 +5,6 @@ papers. The faces for arrays and for PyTorch, the command line's choice and the 
 made from `RULES`.
 """
 
-from abc import ABCMeta
-from typing import Any
-
 from .adadelta import Adadelta
 from .adafactor import Adafactor
 from .adagrad import Adagrad
@@ -46,7 +43,6 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "Rule",
-    "faces",
 ]
 
 #: By name.
@@ -72,12 +68,3 @@ RULES: dict[str, type[Rule]] = {
         Muon,
     )
 }
-
-
-def faces(storage: type, module: str) -> dict[str, Any]:
-    """A class for each rule, for ``module``, that holds its arrays as ``storage`` does."""
-    made: dict[str, Any] = {}
-    for name, rule in RULES.items():
-        body = {"__module__": module, "__doc__": rule.__doc__}
-        made[name] = ABCMeta(name, (rule, storage), body)
-    return made

@@ -1,8 +1,9 @@
-"""The optimizers of PyTorch's parameters: the rules, each with `Optimizer` for its storage."""
+"""The optimizers' classes for PyTorch's parameters: each rule with `Optimizer` for its storage."""
 
-from ...optim.rules import RULES, faces
+from ...optim.faces import faces_of
+from ...optim.rules import RULES
 from .optimizer import Optimizer
 
 __all__ = [*RULES]
 
-globals().update(faces(Optimizer, __name__))
+globals().update(faces_of(Optimizer, __name__))
