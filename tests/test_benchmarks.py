@@ -360,9 +360,12 @@ def test_a_tuned_malloc_keeps_its_pages() -> None:
         faults = []
         for act in (call, there.call):
             act()
-            before = process.page_faults()
-            act()
-            faults.append(process.page_faults() - before)
+            counts = []
+            for _ in range(3):  # the least: a system may take idle pages back by itself
+                before = process.page_faults()
+                act()
+                counts.append(process.page_faults() - before)
+            faults.append(min(counts))
     assert faults[0] >= 4 * work.n // 2**21
     assert faults[1] < faults[0] / 10
 
