@@ -1,4 +1,4 @@
-// The elementwise functions of the layers and losses, and the list that instantiates them.
+// The elementwise functions of the layers and losses, and what instantiates them in each backend.
 #pragma once
 
 #include "core/activations.hpp"
@@ -66,5 +66,17 @@ struct Scale {
 
 #define SP_POINTWISE(X) \
     X(pointwise::Copy) X(pointwise::Multiply) X(pointwise::MultiplyAdd) X(pointwise::Scale)
+
+#define SP_POINTWISE_TYPES(F) SP_INSTANTIATE_MAP(F<float>) SP_INSTANTIATE_MAP(F<double>)
+// Commas within macro arguments need names.
+#define SP_POINTWISE_OF(A)                                 \
+    using Activate##A##F = pointwise::Activate<A, float>;  \
+    using Activate##A##D = pointwise::Activate<A, double>; \
+    using Curve##A##F = pointwise::Curve<A, float>;        \
+    using Curve##A##D = pointwise::Curve<A, double>;       \
+    SP_INSTANTIATE_MAP(Activate##A##F)                     \
+    SP_INSTANTIATE_MAP(Activate##A##D)                     \
+    SP_INSTANTIATE_MAP(Curve##A##F) SP_INSTANTIATE_MAP(Curve##A##D)
+#define SP_INSTANTIATE_POINTWISE SP_POINTWISE(SP_POINTWISE_TYPES) SP_ACTIVATIONS(SP_POINTWISE_OF)
 
 SP_END

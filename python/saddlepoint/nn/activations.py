@@ -40,7 +40,10 @@ class LeakyReLU(Layer):
 
 @dataclass(frozen=True)
 class GELU(Layer):
-    """x Φ(x), with the standard normal distribution Φ (Hendrycks & Gimpel 2016)."""
+    """x Φ(x), with the standard normal distribution Φ (Hendrycks & Gimpel 2016).
+
+    0 at −∞, the limit, where PyTorch has NaN.
+    """
 
     kind = "gelu"
 
