@@ -1098,3 +1098,15 @@ def test_an_absent_device(monkeypatch: pytest.MonkeyPatch) -> None:
     _native._cuda.cache_clear()
     with pytest.raises(DeviceError, match=r"^device: this saddlepoint was built without CUDA"):
         Vector(3, device="cuda")
+
+
+@pytest.mark.parametrize("params", [lambda p: p, lambda p: [p]], ids=["array", "list"])
+@pytest.mark.parametrize("grads", [lambda g: g, lambda g: [g]], ids=["array", "list"])
+def test_one_array_may_stand_for_a_list_of_one(
+    params: Callable[[Array], Any], grads: Callable[[Array], Any]
+) -> None:
+    p = np.array([1.0, 2.0])
+    optim.SGD(params(p), lr=0.5).step(grads(np.array([1.0, 1.0])))
+    assert_array_equal(p, [0.5, 1.5])
+    with pytest.raises(ValueError, match="grads: expected 2 arrays, got 1"):
+        optim.SGD([p, p.copy()], lr=0.5).step(np.ones(2))

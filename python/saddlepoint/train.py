@@ -189,7 +189,6 @@ def fit(
         _warn_of_others(given, state)
     save = _saver(checkpoint)
     gradient = vector.empty_like(theta)
-    grads = gradient if updater._single else [gradient]
     records = _Records(None if resume is None else resume.history)
     stopped = "finished"
     # Where the epoch stands; with the generator as it began, that is all there is to know.
@@ -224,7 +223,7 @@ def fit(
                         stopped = "diverged"
                         break
                     record = (value, vector.norm(gradient), updater.lr)
-                    updater.step(grads)
+                    updater.step(gradient)
                     records.updates.append(record)
                     count += 1
                     total += value * indices.shape[0]

@@ -34,10 +34,10 @@ class Optimizer(Rule):
     def _start(self, params: Any, defaults: Group, common: Common) -> None:
         self._options = Options.of(common)
         self.defaults = defaults
-        self._single = is_array(params)
-        if not self._single:
-            check_params(params)
-        given: list[Any] = [params] if self._single else list(params)
+        if is_array(params):
+            params = [params]
+        check_params(params)
+        given: list[Any] = list(params)
         grouped = [isinstance(g, dict) for g in given]
         if not any(grouped):
             given = [{"params": given}]
@@ -116,11 +116,10 @@ class Optimizer(Rule):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: vars(self)[name] for name in ("defaults", "param_groups", "_options")}
-        return {**own, "_single": self._single, "saved": self.state_dict()}
+        return {**own, "saved": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._start(state["param_groups"], state["defaults"], vars(state["_options"]))
-        self._single = state["_single"]
         self.load_state_dict(state["saved"])
 
     @property
@@ -194,11 +193,11 @@ class Optimizer(Rule):
             if not self._plan.fits(self, self.param_groups):
                 wanted = "the rules and parameters they began with"
                 raise ValueError(expected("param_groups", wanted, "others"))
-            if not self._single and not isinstance(grads, Iterable):
-                raise TypeError(
-                    expected("grads", "a list of arrays and None", type(grads).__name__)
-                )
-            many = [grads] if self._single else list(grads)
+            alone = grads is None or is_array(grads)
+            if not alone and not isinstance(grads, Iterable):
+                what = "an array, or a list of arrays and None"
+                raise TypeError(expected("grads", what, type(grads).__name__))
+            many = [grads] if alone else list(grads)
             self._plan.run(
                 self, self.param_groups, self._options, many, self._bind, loss_scale=loss_scale
             )
@@ -323,7 +322,7 @@ class Optimizer(Rule):
         other._start(groups, self.defaults, vars(self._options))  # type: ignore[arg-type]
         if state is not None:
             other.load_state_dict(state)
-        other.step([grads] if is_array(grads) else grads)
+        other.step(grads)
         news = [
             kind_of(p).returned(new, p) for p, new in zip(given, other._plan.params, strict=True)
         ]
