@@ -7,8 +7,10 @@ import gc
 import importlib
 import json
 import os
+import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="small sizes; written only where --output says"
     )
+    parser.add_argument("--seconds", type=float, help="of a case, shared out among its contestants")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out torch.compile, which takes a while"
+    )
+    parser.add_argument("--only", default="", metavar="PATTERN", help="cases whose names match")
     parser.add_argument("--data", type=Path, help="folder with MNIST's files (SADDLEPOINT_DATA)")
     chosen = parser.parse_args(arguments)
     unknown = sorted(set(chosen.names) - set(NAMES))
@@ -48,19 +55,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .machine import facts
     from .runner import Options
 
-    options = Options(chosen.device, chosen.quick, chosen.data)
+    options = Options(
+        chosen.device, chosen.quick, chosen.data, chosen.seconds, not chosen.no_compile
+    )
     about = facts(chosen.device)
+    failed = False
     for name in chosen.names or NAMES:
-        report = {**run(name, options), **about}
-        if output is not None:
-            output.mkdir(parents=True, exist_ok=True)
-            path = output / f"{name}-{chosen.device}.json"
-            path.write_text(json.dumps(_rounded(report), indent=1, ensure_ascii=False) + "\n")
-    return 0
+        for report in run(name, options, chosen.only):
+            failed = failed or bool(report["failed"])
+            if output is not None:
+                _write(output / f"{name}-{chosen.device}.json", {**report, **about})
+    return int(failed)
 
 
-def run(name: str, options: Any) -> dict[str, Any]:
-    """All cases of one bench, printed as they end."""
+def _write(path: Path, report: dict[str, Any]) -> None:
+    """Whole or not at all: what comes next may be stopped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(_rounded(report), indent=1, ensure_ascii=False) + "\n")
+    new.replace(path)
+
+
+def run(name: str, options: Any, only: str = "") -> Iterator[dict[str, Any]]:
+    """What there is after each case of one bench; cases are printed as they end.
+
+    One that fails leaves the others their turn.
+    """
     from . import peers
     from .runner import Meter, measure
     from .table import lines
@@ -70,20 +90,28 @@ def run(name: str, options: Any) -> dict[str, Any]:
         getattr(bench, "METER", Meter()),  # a bench may leave out what it prepares
         synchronize=peers.synchronizer(options.device),
     )
-    cases = []
-    for case in bench.cases(options):
-        cases.append(measure(case, meter))
-        del case  # its memory is for the next one
+    cases: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for make in bench.cases(options):
+        try:
+            case = make()
+            if re.search(only, case.name):
+                cases.append(measure(case, meter))
+                print("\n".join(lines(cases[-1])), flush=True)
+        except (RuntimeError, TypeError, ValueError, MemoryError) as error:
+            traceback.print_exc()
+            failed.append(f"{type(error).__name__}: {error}")
+        case = None  # its memory is for the next one
         gc.collect()
-        print("\n".join(lines(cases[-1])), flush=True)
-    return {
-        "bench": name,
-        "title": bench.TITLE,
-        "device": options.device,
-        "ran_on_gpu": options.device == "cuda",
-        "quick": options.quick,
-        "cases": cases,
-    }
+        yield {
+            "bench": name,
+            "title": bench.TITLE,
+            "device": options.device,
+            "ran_on_gpu": options.device == "cuda",
+            "quick": options.quick,
+            "cases": cases,
+            "failed": failed,
+        }
 
 
 def _rounded(x: Any) -> Any:

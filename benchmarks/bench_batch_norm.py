@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -126,7 +126,7 @@ PROCESS = Tuned(CLOCK)
 METER = Meter(CLOCK, PROCESS.interruptions, PROCESS.page_faults)
 
 
-def cases(options: Options) -> Iterator[Case]:
+def cases(options: Options) -> Iterator[Callable[[], Case]]:
     """All works, each beside the bandwidth of as much memory."""
     torch = peers.load("torch", options.device)
     with PROCESS:
@@ -134,7 +134,7 @@ def cases(options: Options) -> Iterator[Case]:
             if isinstance(torch, str) and work.dtype != "float32":
                 continue  # NumPy has no bfloat16
             bar = bars[options.device == "cuda"]
-            yield _case(torch, _small(work) if options.quick else work, bar, options)
+            yield partial(_case, torch, _small(work) if options.quick else work, bar, options)
 
 
 def _small(work: Work) -> Work:
@@ -159,13 +159,13 @@ def _case(torch: Any, work: Work, bar: float | None, options: Options) -> Case:
         if len(work.shape) > 2 and not work.last:
             ways = _ways(torch, replace(work, last=True), device)
             contestants.append(_leanest(LAST, ways))
-        if not options.quick:  # compiling takes seconds
+        if options.compile and not options.quick:  # compiling takes seconds
             compiled = _compiled(torch, work, device)
             if isinstance(compiled, str):
                 absent[COMPILED] = compiled
             else:
                 contestants.append(compiled)
-                more["first_compilation_seconds"] = first_compilation(torch)
+                more["first_compilation_seconds"] = first_compilation(torch, device)
         bars += [Bar(library, 1.0) for library in (TUNED, LAST, COMPILED)]
     return Case(
         f"batch norm {work}",
@@ -401,7 +401,7 @@ def _compiled(torch: Any, work: Work, device: str) -> Contestant | str:
     """``torch.compile`` of the layer; or why there is none."""
     if work.direction == "double backward":
         return "no double backward"
-    first = first_compilation(torch)
+    first = first_compilation(torch, device)
     if isinstance(first, str):
         return first
     torch._dynamo.reset()  # the last one's tensors go

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import saddlepoint as sp
@@ -20,7 +21,7 @@ from .runner import Case, Contestant, Options
 TITLE = "One core in use elsewhere"
 
 
-def cases(options: Options) -> Iterator[Case]:
+def cases(options: Options) -> Iterator[Callable[[], Case]]:
     """A small network and a middling one, with two threads and with one."""
     digits = data.digits()
     pixels, labels, source = images(options)
@@ -39,7 +40,8 @@ def cases(options: Options) -> Iterator[Case]:
         else:
             ways.append((eager(torch, params, x, y, "cpu", widths), torch.set_num_threads))
         with _busy_core():
-            yield Case(
+            yield partial(
+                Case,
                 f"an epoch beside a busy core, {name}",
                 {"rows": len(x), "widths": list(widths), "batch_size": BATCH},
                 [_with_threads(c, n, use) for c, use in ways for n in (2, 1)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,7 @@ GRAPH_KEPT = "torch double backward, graph kept"
 LARGE, SMALL = (784, 512, 512, 10), (64, 32, 32, 10)
 
 
-def cases(options: Options) -> Iterator[Case]:
+def cases(options: Options) -> Iterator[Callable[[], Case]]:
     """Two networks on large and small batches, one vector and a block."""
     sizes = (
         [(SMALL, 256, 6.0)]
@@ -32,7 +32,7 @@ def cases(options: Options) -> Iterator[Case]:
     for widths, rows, bar in sizes:
         problem = _Problem(widths, rows, options.device)
         for block in (1, BLOCK):
-            yield _case(problem, block, bar, options)
+            yield partial(_case, problem, block, bar, options)
 
 
 class _Problem:

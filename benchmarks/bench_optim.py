@@ -85,30 +85,32 @@ NEVER_FUSED = (
 )
 
 
-def cases(options: Options) -> Iterator[Case]:
+def cases(options: Options) -> Iterator[Callable[[], Case]]:
     """One large tensor, then lists of tensors, then the pipeline, then bfloat16."""
     n = 20_000 if options.quick else 50_000_000
     torch = peers.load("torch", options.device)
     for rule in (SGD, ADAGRAD, ADAMW):
-        yield _flat(torch, rule, n, options)
+        yield partial(_flat, torch, rule, n, options)
     if isinstance(torch, str):
         return
     for rule in (SGD, ADAGRAD, ADAMW):
-        yield _one(torch, rule, n, options)
+        yield partial(_one, torch, rule, n, options)
     for rule in NEVER_FUSED:
-        yield _one(torch, rule, n, options)
+        yield partial(_one, torch, rule, n, options)
     many = 50 if options.quick else 1000
     small: Shapes = [(64,)] * many
-    yield _many(torch, small, f"{many} tensors of 64, gradients kept", 15.0, options)
-    yield _many(torch, small, f"{many} tensors of 64, new gradients", 8.0, options, fresh=True)
-    yield _many(torch, [(1024,)] * many, f"{many} tensors of 1024", 5.0, options)
+    yield partial(_many, torch, small, f"{many} tensors of 64, gradients kept", 15.0, options)
+    yield partial(
+        _many, torch, small, f"{many} tensors of 64, new gradients", 8.0, options, fresh=True
+    )
+    yield partial(_many, torch, [(1024,)] * many, f"{many} tensors of 1024", 5.0, options)
     resnet = resnet50(1 / 16 if options.quick else 1)
-    yield _many(torch, resnet, "ResNet-50's tensors", 1.05, options, default=2.0)
-    yield _pipeline(torch, [(n,)], f"one tensor of {n:,}", 1.5, options)
-    yield _pipeline(torch, [(10_000,)] * many, f"{many} tensors of 10,000", 5.0, options)
-    yield _pipeline(torch, resnet, "ResNet-50's tensors", 1.7, options)
+    yield partial(_many, torch, resnet, "ResNet-50's tensors", 1.05, options, default=2.0)
+    yield partial(_pipeline, torch, [(n,)], f"one tensor of {n:,}", 1.5, options)
+    yield partial(_pipeline, torch, [(10_000,)] * many, f"{many} tensors of 10,000", 5.0, options)
+    yield partial(_pipeline, torch, resnet, "ResNet-50's tensors", 1.7, options)
     for rule in (SGD, ADAGRAD, ADAMW):
-        yield _low(torch, rule, n, options)
+        yield partial(_low, torch, rule, n, options)
 
 
 def resnet50(width: float = 1) -> list[tuple[int, ...]]:
@@ -233,7 +235,7 @@ class _Work:
     def compiled(self, rule: Rule) -> Contestant | str:
         """``torch.compile`` of the step, back at its beginning; or why there is none."""
         torch = self.torch
-        first = first_compilation(torch)
+        first = first_compilation(torch, self.options.device)
         if isinstance(first, str):
             return first
         torch._dynamo.reset()  # the last one's tensors go
@@ -267,7 +269,7 @@ ROOFS = ("in place, torch", "copy, torch")
 
 
 @cache
-def first_compilation(torch: Any) -> float | str:
+def first_compilation(torch: Any, device: str) -> float | str:
     """Seconds of a trivial function's, in an empty cache that goes with the process."""
     folder = tempfile.mkdtemp(prefix="saddlepoint-benchmarks-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -275,7 +277,7 @@ def first_compilation(torch: Any) -> float | str:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     began = time.perf_counter()
     try:
-        torch.compile(lambda x: x.sin() + 1.0)(torch.zeros(64))
+        torch.compile(lambda x: x.sin() + 1.0)(torch.zeros(64, device=device))
     except torch._dynamo.exc.TorchDynamoException as error:
         return f"failed: {type(error).__name__}"
     return time.perf_counter() - began
@@ -342,13 +344,13 @@ def _one(torch: Any, rule: Rule, n: int, options: Options) -> Case:
     contestants = [work.ours(rule), work.best(rule, rule.eager)]
     more: dict[str, Any] = {}
     absent = {}
-    if not options.quick:  # compiling takes seconds
+    if options.compile and not options.quick:  # compiling takes seconds
         compiled = work.compiled(rule)
         if isinstance(compiled, str):
             absent[COMPILED] = compiled
         else:
             contestants.append(compiled)
-            more["first_compilation_seconds"] = first_compilation(torch)
+            more["first_compilation_seconds"] = first_compilation(torch, options.device)
     if rule in NEVER_FUSED:
         faster = 8.0 if rule.name == "Rprop" and options.device == "cpu" else 2.0
         bars = [Bar("torch", faster), Bar(COMPILED, 0.95)]

@@ -47,7 +47,12 @@ def facts(device: str) -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any]:
-    """Commit, and whether files other than results differ from it; None where there is no git."""
+    """Commit, and whether files other than results differ from it; None where there is no git.
+
+    A copy of the sources is told its commit by SADDLEPOINT_COMMIT.
+    """
+    if "SADDLEPOINT_COMMIT" in os.environ:
+        return {"commit": os.environ["SADDLEPOINT_COMMIT"], "dirty": False}
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         return {"commit": None, "dirty": None}
 

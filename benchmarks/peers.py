@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -20,6 +21,8 @@ __all__ = ["host", "load", "place", "synchronizer"]
 @cache
 def load(name: str, device: str) -> ModuleType | str:
     """The peer ``"torch"`` or ``"jax"``, on as many threads as we use; or why there is none."""
+    # JAX would take three quarters of the device's memory at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         module = importlib.import_module(name)
     except ImportError:

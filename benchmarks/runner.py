@@ -38,9 +38,13 @@ class Options:
     device: str = "cpu"
     quick: bool = False
     data: Path | None = None
+    seconds: float | None = None
+    compile: bool = True  # torch.compile takes part
 
     def budget(self, seconds: float) -> float:
-        """Of a case: so many seconds on the CPU; a GPU needs fewer, a trial hardly any."""
+        """Of a case: what is asked for, or so many; a GPU needs fewer, a trial hardly any."""
+        if self.seconds is not None:
+            return self.seconds
         return 0.5 if self.quick else min(seconds, 10.0) if self.device == "cuda" else seconds
 
 

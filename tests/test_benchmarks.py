@@ -214,7 +214,8 @@ def test_benches_run_without_peers(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(peers, "load", lambda name, device: "not installed")
     monkeypatch.delenv("SADDLEPOINT_DATA", raising=False)
     bench = importlib.import_module(f"benchmarks.bench_{name}")
-    for case in bench.cases(Options(quick=True)):
+    for make in bench.cases(Options(quick=True)):
+        case = make()
         report = runner.measure(replace(case, budget=0.0))
         assert report["absent"]["torch"] == "not installed"
         assert {c["library"] for c in report["contestants"]} == {"saddlepoint"}
@@ -232,7 +233,8 @@ def test_optimizers_do_what_their_peers_do(monkeypatch: pytest.MonkeyPatch) -> N
     """Every case: `measure` raises where they differ."""
     shortest(monkeypatch)
     reports = []
-    for case in bench_optim.cases(Options(quick=True)):
+    for make in bench_optim.cases(Options(quick=True)):
+        case = make()
         report = runner.measure(case, bench_optim.METER)
         assert not report["absent"]
         libraries = [c["library"] for c in report["contestants"]]
@@ -295,7 +297,8 @@ def test_batch_norms_do_what_their_peers_do(monkeypatch: pytest.MonkeyPatch) -> 
     """Every case and way, compilation aside: `measure` raises where they differ."""
     shortest(monkeypatch)
     reports = []
-    for case in bench_batch_norm.cases(Options(quick=True)):
+    for make in bench_batch_norm.cases(Options(quick=True)):
+        case = make()
         report = runner.measure(case, bench_batch_norm.METER)
         images = len(report["parameters"]["shape"]) > 2
         contiguous = report["parameters"]["memory"] == "contiguous"
