@@ -59,6 +59,11 @@ class Rule:
     eager: tuple[str, ...] = EAGER[1:]
     initial: dict[str, float] = field(default_factory=dict)  # states that do not begin at 0
 
+    def settings(self, device: str) -> tuple[str, ...]:
+        """PyTorch's on a device: its fused Adagrad is the CPU's alone."""
+        alone = self.name == "Adagrad" and device == "cuda"
+        return tuple(how for how in self.eager if not (alone and how == "fused"))
+
     @property
     def arrays(self) -> int:
         """How many, with the gradient."""
@@ -325,7 +330,8 @@ def _flat(torch: Any, rule: Rule, n: int, options: Options) -> Case:
     if isinstance(torch, str):
         absent["torch"] = torch
     else:
-        contestants.append(_Work(torch, [(n,)], options).theirs(rule, "fused"))
+        work = _Work(torch, [(n,)], options)
+        contestants.append(work.theirs(rule, rule.settings(device)[0]))
     return Case(
         f"{_named(rule)}, flat buffer of {n:,}",
         {**_parameters(rule, n), "least_share": {contestants[0].name: 0.9}},
@@ -341,7 +347,7 @@ def _flat(torch: Any, rule: Rule, n: int, options: Options) -> Case:
 def _one(torch: Any, rule: Rule, n: int, options: Options) -> Case:
     """One tensor of PyTorch's."""
     work = _Work(torch, [(n,)], options)
-    contestants = [work.ours(rule), work.best(rule, rule.eager)]
+    contestants = [work.ours(rule), work.best(rule, rule.settings(options.device))]
     more: dict[str, Any] = {}
     absent = {}
     if options.compile and not options.quick:  # compiling takes seconds
@@ -481,7 +487,8 @@ def _low(torch: Any, rule: Rule, n: int, options: Options) -> Case:
         ways[f"{OURS}, float32 states"] = ({"state_dtype": "float32"}, 4)
     contestants = [work.ours(rule, name, **arguments) for name, (arguments, _) in ways.items()]
     # PyTorch 2.13's fused SGD of bfloat16 leaves most parameters as they are (pytorch#191763).
-    settings = [how for how in rule.eager if (rule.name, how) != ("SGD", "fused")]
+    settings = rule.settings(options.device)
+    settings = [how for how in settings if (rule.name, how) != ("SGD", "fused")]
     peer = work.best(rule, settings)
     floors: dict[int, list[str]] = {}
     for name, (arguments, each) in ways.items():

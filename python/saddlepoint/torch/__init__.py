@@ -1,6 +1,7 @@
 """The faces that PyTorch sees; importing this imports PyTorch.
 
-``saddlepoint.torch.optim`` has drop-in optimizers, ``saddlepoint.torch.nn`` batch normalization.
+``saddlepoint.torch.optim`` has drop-in optimizers, ``saddlepoint.torch.nn`` batch normalization;
+`objective` makes of a module's loss what `saddlepoint.hessian` and all that stands on it take.
 """
 
 try:
@@ -11,5 +12,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from . import nn, optim
+from .objective import ModuleObjective, objective
+from .theta import get_theta, load_theta
 
-__all__ = ["nn", "optim"]
+__all__ = ["ModuleObjective", "get_theta", "load_theta", "nn", "objective", "optim"]

@@ -1,0 +1,467 @@
+"""The loss of a PyTorch module on data, as an objective."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.dlpack import from_dlpack
+
+from ..errors import count, expected, one_of
+from ..kinds import ArrayLike, float_dtype, kind_of
+from ..vector import check_directions, copy
+from .batches import Batch, LossFunction, batches_of, mapped
+from .conditions import couples_rows, kept_random_state, precise, running
+from .theta import Layout, Selection, as_kind, as_tensor, unwrapped
+
+__all__ = ["ModuleLinearization", "ModuleObjective", "objective"]
+
+_GIB = 1 << 30
+_SEED = 0  # of the one mask of dropout="fixed"
+
+
+class ModuleObjective:
+    """The loss of a PyTorch module on fixed data, as a function of its parameters.
+
+    Made by `objective`, which describes the parameters.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Any,
+        data: Any,
+        params: Selection = None,
+        batch_norm: str = "frozen",
+        dropout: str = "off",
+        micro_batch: int | None = None,
+        device: Any = None,
+        group: Any = None,
+        dtype: DTypeLike | None = None,
+        memory_budget: int = 2 * _GIB,
+    ) -> None:
+        self.module = unwrapped(module)
+        one_of("batch_norm", batch_norm, ("frozen", "batch"))
+        one_of("dropout", dropout, ("off", "fixed"))
+        count("memory_budget", memory_budget, 0)
+        if micro_batch is not None:
+            count("micro_batch", micro_batch, 1)
+        self._made_of = (loss, data, params, batch_norm, dropout, micro_batch, device, group)
+        self._batch_norm, self._dropout = batch_norm, dropout
+        self._lock = threading.Lock()  # the module is in its modes for one at a time
+        self._budget, self._group = memory_budget, group
+        _refuse_quantized(self.module)
+        self._converts = dtype is not None
+        kind = None if dtype is None else getattr(torch, float_dtype(dtype).name)
+        self.layout = Layout.of(self.module, params, kind)
+        if device is not None and torch.device(device).type != self.layout.device.type:
+            wanted = f"the module's device ({self.layout.device}; move it by module.to)"
+            raise ValueError(expected("device", wanted, device))
+        self.size = self.layout.size
+        self.dtype = np.dtype(str(self.layout.dtype).removeprefix("torch."))
+        self.device = self.layout.device.type
+        self._loss = LossFunction(loss)
+        # A loader draws from PyTorch's generator even where it does not shuffle.
+        with kept_random_state(self.layout.device):
+            self._batches = batches_of(data, self._place, self._loss.whole)
+        if micro_batch is not None:
+            self._batches = self._cut(micro_batch)
+        self._weights = self._weighed()
+        self._recomputes: bool | None = None
+
+    # The data.
+
+    def _place(self, x: Tensor) -> Tensor:
+        converts = self._converts and x.is_floating_point()
+        return x.detach().to(self.layout.device, self.layout.dtype if converts else None)
+
+    def _cut(self, most: int) -> list[Batch]:
+        """Batches of at most so many rows, which changes nothing where rows are alone."""
+        if couples_rows(self.module, self._batch_norm):
+            what = "None, since batch statistics couple the rows of a batch"
+            raise ValueError(expected("micro_batch", what, most))
+        pieces = []
+        for batch in self._batches:
+            for begin in range(0, batch.rows, most):
+                rows = slice(begin, begin + most)
+
+                def part(x: Tensor, all_: int = batch.rows, rows: slice = rows) -> Tensor:
+                    return x[rows] if x.ndim and x.shape[0] == all_ else x
+
+                pieces.append(
+                    Batch(*(mapped(part, t) for t in (batch.inputs, batch.target, batch.whole)))
+                )
+        return pieces
+
+    def _weighed(self) -> list[float]:
+        """What each batch's loss counts for; the sum over the batches is that of the data."""
+        parts, batches, counts = self._all_ranks(len(self._batches)), self._batches, None
+        with self._modes(), torch.no_grad():
+            first, said = self._evaluated(0)
+            if said is not None:
+                rest = (self._evaluated(i)[1] for i in range(1, len(batches)))
+                counts = [said, *(c or 0.0 for c in rest)]
+            elif parts > 1 and (self._loss.sums or not (self._loss.known or self._means(first))):
+                return [1.0] * len(batches)
+        if counts is None:
+            counts = [self._loss.weight(batch) for batch in batches]
+        total = self._all_ranks(sum(counts))
+        if not total > 0.0:
+            raise ValueError(expected("data", "something that the loss counts", "nothing"))
+        return [c / total for c in counts] if parts > 1 else [1.0]
+
+    def _means(self, once: Tensor) -> bool:
+        """Whether a loss that nothing is known of is a mean: told by a batch that is there twice.
+
+        A loss of (module, batch) is taken for a mean over samples, unless it ignores labels.
+        """
+        batch = self._batches[0]
+        if self._loss.whole:
+            labels = batch.whole.get("labels") if isinstance(batch.whole, dict) else None
+            if isinstance(labels, Tensor) and bool((labels < 0).any()):
+                what = "(total, count), since labels are ignored in part"
+                raise ValueError(expected("loss", what, "one number"))
+            return True
+
+        def twice(x: Tensor) -> Tensor:
+            return torch.cat([x, x]) if x.ndim else x
+
+        def of_both(module: Callable[..., Any]) -> Any:
+            output = mapped(twice, batch.call(module))
+            return self._loss.function(output, mapped(twice, batch.target))
+
+        one, both = float(once), float(self._with(of_both))
+        for factor in (1.0, 2.0):
+            if math.isclose(both, factor * one, rel_tol=1e-4, abs_tol=1e-7):
+                return factor == 1.0
+        what = "a mean or a sum over the samples of a batch, or (total, count)"
+        raise ValueError(expected("loss", what, f"{one:.6g} of one batch, {both:.6g} of it twice"))
+
+    def _all_ranks(self, x: float) -> float:
+        if self._group is None:
+            return x
+        shared = torch.tensor([x], dtype=torch.float64, device=self.layout.device)
+        torch.distributed.all_reduce(shared, group=_group(self._group))
+        return float(shared)
+
+    def _reduce(self, x: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self._group is not None:
+            torch.distributed.all_reduce(x, group=_group(self._group))
+        return x
+
+    # The module.
+
+    @contextmanager
+    def _modes(self) -> Iterator[None]:
+        modes = running(self.module, self.layout.device, self._batch_norm, self._dropout)
+        with self._lock, modes:
+            yield
+
+    def _with(self, f: Callable[[nn.Module], Any], parameters: list[Tensor] | None = None) -> Any:
+        """f(module), on given parameters, its own by default, and on copies of its buffers."""
+
+        def cast(x: Tensor) -> Tensor:
+            converts = self._converts and x.is_floating_point()
+            return x.detach().to(self.layout.dtype) if converts else x.detach()
+
+        state = {name: cast(p) for name, p in self.module.named_parameters()}
+        state |= {name: cast(b).clone() for name, b in self.module.named_buffers()}
+        if parameters is not None:
+            state |= zip(self.layout.names, parameters, strict=True)
+        prefixed = {f"module.{name}": x for name, x in state.items()}
+        return functional_call(_Caller(self.module, f), prefixed, ())
+
+    def _evaluated(
+        self, index: int, parameters: list[Tensor] | None = None
+    ) -> tuple[Tensor, float | None]:
+        """The loss of a batch, and what it says that it counts; with the batch's dropout masks."""
+        torch.manual_seed(_SEED + index)
+        batch = self._batches[index]
+        loss, said = self._with(lambda module: self._loss(module, batch), parameters)
+        return loss, said
+
+    def _part(self, index: int, parameters: list[Tensor]) -> Tensor:
+        """What a batch gives to the loss."""
+        return self._weights[index] * self._evaluated(index, parameters)[0]
+
+    def _leaves(self, theta: Tensor) -> list[Tensor]:
+        return [p.detach().requires_grad_() for p in self.layout.split(theta)]
+
+    # The protocol.
+
+    def check_theta(self, theta: ArrayLike) -> Tensor:
+        """θ as a tensor on the module's device.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype, shape or device.
+        """
+        there = as_tensor(theta, self.layout)
+        if there.device.type != self.device:
+            raise TypeError(expected("theta", f"device {self.device}", there.device.type))
+        return there
+
+    def loss(self, theta: ArrayLike) -> float:
+        """L at θ."""
+        parameters = self.layout.split(self.check_theta(theta))
+        with self._modes(), torch.no_grad():
+            total = sum(float(self._part(i, parameters)) for i in range(len(self._batches)))
+        return self._all_ranks(total)
+
+    def gradient(self, theta: ArrayLike) -> ArrayLike:
+        """∇L at θ, (n,), of the kind of ``theta``."""
+        leaves = self._leaves(self.check_theta(theta))
+        total = torch.zeros(self.size, dtype=self.layout.dtype, device=self.layout.device)
+        with self._modes():
+            for i in range(len(self._batches)):
+                total += self.layout.joined(_gradients(self._part(i, leaves), leaves, False))
+        return as_kind(self._reduce(total), theta)
+
+    def linearize(self, theta: ArrayLike) -> ModuleLinearization:
+        """Loss, gradient and Hessian products at θ, which is copied."""
+        self.check_theta(theta)
+        return ModuleLinearization(self, copy(theta))
+
+    def astype(self, dtype: DTypeLike) -> ModuleObjective:
+        """The same objective in another precision."""
+        return ModuleObjective(self.module, *self._made_of, dtype=dtype, memory_budget=self._budget)
+
+    def get_theta(self) -> Tensor:
+        """θ of the module as it is now, in the objective's dtype."""
+        parts = (self.module.get_parameter(name).detach() for name in self.layout.names)
+        return self.layout.joined(parts).to(self.layout.dtype)
+
+    @property
+    def samples(self) -> int:
+        """How many there are here; other ranks have theirs."""
+        return sum(batch.rows for batch in self._batches)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether products recompute the activations, as storing them exceeds the budget."""
+        if self._recomputes is None:
+            self._recomputes = len(self._batches) > 1 and self._stored() > self._budget
+        return self._recomputes
+
+    def _stored(self) -> float:
+        """Bytes that autograd keeps for products, told by the first batch."""
+        seen: dict[int, int] = {}
+
+        def pack(x: Tensor) -> Tensor:
+            storage = x.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+            return x.detach()
+
+        leaves = self._leaves(self.get_theta())
+        with self._modes(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            _gradients(self._part(0, leaves), leaves, True)
+        for leaf in leaves:
+            seen.pop(leaf.untyped_storage().data_ptr(), None)
+        return sum(seen.values()) * self.samples / self._batches[0].rows
+
+
+class _Caller(nn.Module):
+    """A function of a module, as a module, whose parameters can be exchanged for a call."""
+
+    def __init__(self, module: nn.Module, function: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self) -> Any:
+        return self.function(self.module)
+
+
+def _gradients(loss: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor]:
+    """∇L by parameters; zeros for those that the loss does not depend on."""
+    if not loss.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    found = torch.autograd.grad(
+        loss, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return list(found)
+
+
+class ModuleLinearization:
+    """A `ModuleObjective` at one point: it owns the graph of its gradient, and a copy of θ.
+
+    Attributes
+    ----------
+    loss : float
+    gradient : (n,) array
+    """
+
+    def __init__(self, objective: ModuleObjective, theta: ArrayLike) -> None:
+        self._objective, self._theta = objective, theta
+        layout = objective.layout
+        self._leaves = objective._leaves(objective.check_theta(theta))
+        self._graphs: list[list[Tensor]] = []  # the gradients of each batch
+        keeps = not objective.recomputes
+        total, loss = torch.zeros_like(objective.check_theta(theta)), 0.0
+        with objective._modes():
+            for index in range(len(objective._batches)):
+                value, found = self._gradient_of(index)
+                loss += float(value)
+                total += layout.joined(g.detach() for g in found)
+                if keeps:
+                    self._graphs.append(found)
+        self.loss = objective._all_ranks(loss)
+        self.gradient: ArrayLike = as_kind(objective._reduce(total), theta)
+
+    def _gradient_of(self, index: int) -> tuple[Tensor, list[Tensor]]:
+        value = self._objective._part(index, self._leaves)
+        return value.detach(), _gradients(value, self._leaves, True)
+
+    def hvp(self, v: ArrayLike) -> ArrayLike:
+        """H v for one direction (n,), or for each column of a block (n, k).
+
+        Reverse over reverse: Hv = ∇(gᵀv), with the graph of g kept (Pearlmutter 1994).
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype or shape.
+        """
+        check_directions(v, self._objective.size)
+        # As rows, each direction in one piece; a vector is a block of one.
+        rows = kind_of(v).columns(v)
+        directions = _rows_of(rows, self._objective)
+        out = torch.zeros_like(directions)
+        layout = self._objective.layout
+        # A graph that is kept runs no module: only its precision is to be as it was.
+        modes = precise(layout.device) if self._graphs else self._objective._modes()
+        with modes:
+            for index in range(len(self._objective._batches)):
+                graph = self._graphs[index] if self._graphs else self._gradient_of(index)[1]
+                live = [i for i, g in enumerate(graph) if g.requires_grad]
+                if not live:
+                    continue
+                for k, direction in enumerate(directions):
+                    along = layout.split(direction)
+                    found = torch.autograd.grad(
+                        [graph[i] for i in live],
+                        self._leaves,
+                        [along[i] for i in live],
+                        retain_graph=bool(self._graphs) or k + 1 < len(directions),
+                        allow_unused=True,
+                        materialize_grads=True,
+                    )
+                    out[k] += layout.joined(found)
+        self._objective._reduce(out)
+        if len(v.shape) == 1:
+            return as_kind(out[0], v)
+        return as_kind(out, v).T
+
+
+def _rows_of(rows: Any, objective: ModuleObjective) -> Tensor:
+    there = rows.detach() if isinstance(rows, Tensor) else from_dlpack(rows)
+    if there.dtype != objective.layout.dtype or there.device.type != objective.device:
+        wanted = f"{objective.dtype} on {objective.device}"
+        got = f"{str(there.dtype).removeprefix('torch.')} on {there.device.type}"
+        raise TypeError(expected("v", wanted, got))
+    return there.reshape(-1, objective.size)
+
+
+def _group(group: Any) -> Any:
+    return None if group is True else group
+
+
+def _refuse_quantized(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        where = type(part).__module__
+        if where.startswith("torch.") and ".quantized" in where:
+            got = f"{name or 'itself'}, a {type(part).__name__}"
+            raise TypeError(expected("module", "no quantized parts, which have no gradient", got))
+
+
+def objective(
+    module: nn.Module,
+    loss: Any,
+    data: Any,
+    params: Selection = None,
+    batch_norm: str = "frozen",
+    dropout: str = "off",
+    micro_batch: int | None = None,
+    device: Any = None,
+    group: Any = None,
+    dtype: DTypeLike | None = None,
+    memory_budget: int = 2 * _GIB,
+) -> ModuleObjective:
+    """The loss of a PyTorch module on data, for `hessian`, `eigsh`, `classify` and `escape`.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        It is found again as it was: parameters, buffers, gradients, modes, random state. Wrappers
+        of ``torch.compile``, DataParallel and DistributedDataParallel are taken off.
+    loss : callable
+        ``loss(output, target)``, PyTorch's modules and functions among them; or
+        ``loss(module, batch)``, told by the name of its first argument (module, model or net), for
+        modules that compute their loss. Either returns one number, or (total, count) where it is
+        a mean over something else than samples: tokens that are no padding, say.
+    data : pair, list of pairs, or DataLoader
+        (input, target) pairs of tensors. A tuple as input is the module's arguments, a mapping its
+        named ones. Loaders are read once, in their order; those that shuffle are refused.
+    params : str, iterable of str, or callable, optional
+        Names or patterns of parameters, or ``f(name, parameter) -> bool``; by default all that ask
+        for gradients. Those that the loss does not use have zero gradients.
+    batch_norm : "frozen" or "batch"
+        Normalize with the running statistics, or with those of each batch, through which the
+        derivatives go. Statistics are never updated.
+    dropout : "off" or "fixed"
+        No dropout, or one mask for each batch, the same in every evaluation. With "fixed" all
+        submodules but normalizations are in training mode.
+    micro_batch : int, optional
+        Rows that are evaluated together, where samples do not depend on each other.
+    device : optional
+        For a check: data go to the module's device.
+    group : torch.distributed group, or True, optional
+        Each rank has its share of the data; losses, gradients and products are of all. True is the
+        default group.
+    dtype : float32 or float64, optional
+        Compute in it, whatever the parameters are: they, buffers and data are converted on the way.
+    memory_budget : int
+        Bytes that the stored activations may take; above it, products recompute them batch by
+        batch.
+
+    Returns
+    -------
+    ModuleObjective
+        Of size n, on arrays (n,) of its dtype: PyTorch's, NumPy's, or `Vector`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For modules with lazy, meta, complex, sparse, quantized or distributed parameters, half
+        precision without ``dtype``, data without samples, a loader that shuffles, a loss that is
+        no scalar, or a ``micro_batch`` where batch statistics couple rows.
+
+    Notes
+    -----
+    Every sample weighs the same: a batch's mean counts by what it is a mean over (samples,
+    elements, labels that are not ignored, by their class weights). Attention runs by PyTorch's math
+    kernel, the one that has a second derivative; float32 is float32, without TensorFloat-32.
+
+    Examples
+    --------
+    >>> import torch, saddlepoint as sp, saddlepoint.torch as st
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    >>> x = torch.randn(8, 2)
+    >>> loss = st.objective(model, torch.nn.functional.mse_loss, (x, x.sum(1, keepdim=True)))
+    >>> H = sp.hessian(loss, st.get_theta(model))
+    >>> H.shape, (H @ torch.ones(13)).shape
+    ((13, 13), torch.Size([13]))
+    """
+    return ModuleObjective(
+        module, loss, data, params, batch_norm, dropout, micro_batch, device, group, dtype,
+        memory_budget,
+    )  # fmt: skip
