@@ -27,8 +27,9 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """Samples."""
-        return rows_of(self.inputs)
+        """Samples: as many as targets, where those are a tensor."""
+        by_target = isinstance(self.target, Tensor) and self.target.ndim > 0
+        return rows_of(self.target if by_target else self.inputs)
 
     def call(self, module: Callable[..., Any]) -> Any:
         """The module's output: tuples are arguments, mappings are named ones."""
@@ -165,7 +166,7 @@ class LossFunction:
         counted = None
         if isinstance(result, (tuple, list)) and len(result) == 2:
             total, said = result
-            counted = float(said)
+            counted = float(said.detach() if isinstance(said, Tensor) else said)
             result = total / said if counted else 0.0 * total
         if not isinstance(result, Tensor) or result.numel() != 1:
             got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__

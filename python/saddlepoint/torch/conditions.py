@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
 from .nn.modules import BatchNormAct
+from .twice import TwiceDifferentiable
 
 __all__ = ["couples_rows", "kept_random_state", "normalizations", "precise", "running"]
 
@@ -84,6 +85,7 @@ def running(
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(precise(device, not recurrent))
+        stack.enter_context(TwiceDifferentiable())
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:

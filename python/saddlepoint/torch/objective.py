@@ -75,6 +75,10 @@ class ModuleObjective:
         if micro_batch is not None:
             self._batches = self._cut(micro_batch)
         self._weights = self._weighed()
+        # A mean over nothing is not a number.
+        counted = [i for i, weight in enumerate(self._weights) if weight != 0.0]
+        self._batches = [self._batches[i] for i in counted]
+        self._weights = [self._weights[i] for i in counted]
         self._recomputes: bool | None = None
 
     # The data.
@@ -213,14 +217,15 @@ class ModuleObjective:
 
     def loss(self, theta: ArrayLike) -> float:
         """L at θ."""
-        parameters = self.layout.split(self.check_theta(theta))
+        # A copy, since there are modules that write to their parameters (Embedding's max_norm).
+        parameters = self.layout.split(self.check_theta(theta).clone())
         with self._modes(), torch.no_grad():
             total = sum(float(self._part(i, parameters)) for i in range(len(self._batches)))
         return self._all_ranks(total)
 
     def gradient(self, theta: ArrayLike) -> ArrayLike:
         """∇L at θ, (n,), of the kind of ``theta``."""
-        leaves = self._leaves(self.check_theta(theta))
+        leaves = self._leaves(self.check_theta(theta).clone())
         total = torch.zeros(self.size, dtype=self.layout.dtype, device=self.layout.device)
         with self._modes():
             for i in range(len(self._batches)):
