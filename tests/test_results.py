@@ -31,7 +31,7 @@ from saddlepoint.surfaces import Quadratic, Saddle
 # Frozen dataclasses that are not results: what is asked for, and parts of other things.
 OTHERS = {
     # options and inputs
-    "Config", "Dataset", "Layout", "Noise", "Options", "Setting", "Training",
+    "Batch", "Config", "Dataset", "Layout", "Noise", "Options", "Setting", "Training",
     # networks and losses
     "BatchNorm", "CrossEntropy", "GELU", "Identity", "LeakyReLU", "Linear", "MeanSquaredError",
     "ReLU", "Sigmoid", "Tanh", "Entry",
@@ -100,8 +100,11 @@ RESULTS = {
     "critical.classify.CriticalPoint": lambda: sp.classify(Saddle(), np.zeros(2)),
     "critical.escape.Escape": lambda: sp.escape(Quadratic([-1.0, 2.0]), np.zeros(2)),
     "critical.verdict.Standing": lambda: analysis().standing,
+    "curvature.density.SpectralDensity": lambda: sp.spectral_density(np.diag([-2.0, 0.0, 5.0])),
     "curvature.hessian.Verification": lambda: sp.hessian(Saddle(), np.ones(2)).verify(0),
     "curvature.lanczos.Eigenpairs": lambda: sp.eigsh(np.diag([-2.0, 0.0, 5.0]), 2),
+    "curvature.trace.Diagonal": lambda: sp.diagonal(np.diag([-2.0, 0.0, 5.0])),
+    "curvature.trace.Trace": lambda: sp.trace(np.diag(np.arange(30.0)), 12),
     "demo.Demo": whole,
     "demo.Stage": stage,
     "history.Fit": fitted,

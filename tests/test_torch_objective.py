@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor, nn
@@ -429,7 +432,7 @@ def test_other_precisions_are_asked_for() -> None:
     theta = objective.get_theta()
     wide = copy.deepcopy(low).double()
     wanted = F.cross_entropy(wide.eval()(data[0].double()), y)
-    assert objective.loss(theta) == pytest.approx(float(wanted), rel=1e-12)
+    assert objective.loss(theta) == pytest.approx(float(wanted.detach()), rel=1e-12)
     assert low[0].weight.dtype is torch.bfloat16
     narrow = st.objective(module, F.cross_entropy, (x, y)).astype("float32")
     assert narrow.dtype == np.float32
@@ -661,3 +664,64 @@ def test_modules_that_write_to_their_parameters_leave_theta_alone() -> None:
     objective.loss(theta), objective.gradient(theta), objective.linearize(theta)
     assert torch.equal(theta, before)
     assert torch.equal(st.get_theta(module), before)
+
+
+def of_two(rank: int, folder: str) -> None:
+    """One of two processes: rank 0 has 13 samples in two batches, rank 1 the other 7."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", timedelta(seconds=60), 2, rank)
+    try:
+        module, x, y = small()
+        mine = [(x[:8], y[:8]), (x[8:13], y[8:13])] if rank == 0 else [(x[13:], y[13:])]
+        told = {}
+        for name, wrapped in (
+            ("plain", module),
+            ("DDP", nn.parallel.DistributedDataParallel(module)),
+        ):
+            objective = st.objective(wrapped, LOSSES["both"], mine, group=True)
+            theta = st.get_theta(wrapped)
+            at = objective.linearize(theta)
+            told[name] = {
+                "loss": torch.tensor([objective.loss(theta), at.loss], dtype=torch.float64),
+                "gradient": objective.gradient(theta),
+                "products": at.hvp(torch.eye(53, dtype=torch.float64)[:, :3]),
+                "eigenvalues": torch.from_numpy(sp.eigsh(sp.hessian(objective, theta), 2).values),
+            }
+        torch.save(told, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_share_the_data(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(of_two, (str(tmp_path),), nprocs=2)
+    module, x, y = small()
+    whole = st.objective(module, LOSSES["both"], (x, y))
+    theta = st.get_theta(module)
+    at = whole.linearize(theta)
+    for rank in (0, 1):
+        for told in torch.load(tmp_path / f"{rank}.pt").values():
+            assert_allclose(told["loss"], [at.loss] * 2, rtol=1e-12)
+            assert_allclose(told["gradient"], at.gradient, rtol=0, atol=1e-13)
+            wanted = at.hvp(torch.eye(53, dtype=torch.float64)[:, :3])
+            assert_allclose(told["products"], wanted, rtol=0, atol=1e-12)
+            exact = np.linalg.eigvalsh(sp.hessian(whole, theta).dense())
+            assert_allclose(told["eigenvalues"], exact[[0, -1]], rtol=1e-9)
+
+
+def test_a_group_needs_processes() -> None:
+    module, x, y = small()
+    with pytest.raises(ValueError, match=r"group: expected torch\.distributed to be initialized"):
+        st.objective(module, F.cross_entropy, (x, y), group=True)
+
+
+def test_pytorchs_modules_are_told_the_way() -> None:
+    module, x, y = small()
+    for call in (
+        lambda: sp.classify(module, st.get_theta(module)),
+        lambda: sp.hessian(module, st.get_theta(module)),
+        lambda: sp.NetworkObjective(module, sp.nn.CrossEntropy(), x.numpy(), y.numpy()),
+        lambda: sp.fit(module, None, sp.nn.CrossEntropy(), (x.numpy(), y.numpy())),
+    ):
+        with pytest.raises(TypeError, match=r"saddlepoint\.torch\.objective\(module, loss, data\)"):
+            call()

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 import saddlepoint as sp
+import saddlepoint.torch as st
 from saddlepoint import (
     critical,
     curvature,
@@ -107,6 +109,23 @@ CALLS: dict[str, Call] = {
     "hessian": Call(sp.hessian, lambda: {"objective": SADDLE, "theta": np.zeros(2)}),
     "verify": Call(sp.hessian(SADDLE, np.zeros(2)).verify, dict),
     "eigsh": Call(sp.eigsh, lambda: {"H": np.diag([1.0, 2.0, 3.0]), "k": 1}),
+    "spectral_density": Call(
+        sp.spectral_density, lambda: {"H": np.diag([1.0, 2.0, 3.0]), "steps": 2, "probes": 2}
+    ),
+    "trace": Call(sp.trace, lambda: {"H": np.diag(np.arange(9.0)), "products": 6}),
+    "diagonal": Call(sp.diagonal, lambda: {"H": np.diag(np.arange(9.0)), "products": 6}),
+    "objective": Call(
+        st.objective,
+        lambda: {
+            "module": torch.nn.Linear(2, 2),
+            "loss": torch.nn.CrossEntropyLoss(),
+            "data": (torch.zeros(8, 2), torch.from_numpy(Y)),
+        },
+    ),
+    "get_theta": Call(st.get_theta, lambda: {"module": torch.nn.Linear(2, 2)}),
+    "load_theta": Call(
+        st.load_theta, lambda: {"module": torch.nn.Linear(2, 2), "theta": torch.zeros(6)}
+    ),
     "classify": Call(sp.classify, lambda: {"objective": SADDLE, "theta": np.zeros(2)}),
     "escape": Call(sp.escape, lambda: {"objective": SADDLE, "theta": np.zeros(2)}),
     "plane": Call(
@@ -263,7 +282,8 @@ CALLS |= dict(_optimizers())
 
 # Made by functions above, abstract, or without arguments to get wrong.
 RESULTS = {
-    "Analysis", "CriticalPoint", "DataWarning", "Eigenpairs", "Entry", "Escape", "Fit", "History",
+    "Analysis", "CriticalPoint", "DataWarning", "Diagonal", "Eigenpairs", "ModuleObjective",
+    "SpectralDensity", "Trace", "Entry", "Escape", "Fit", "History",
     "KnownPoint", "Layer", "Linearization", "Loss", "Moments", "Objective", "Optimizer",
     "Parameters", "Run", "Saved", "Schedule", "Slice1D", "Slice2D", "Standing", "State", "Surface",
     "SurfaceLinearization", "Training", "UnsavedError", "Verification", "DeviceError",
@@ -276,7 +296,7 @@ RESULTS = {
 def test_every_public_callable_is_probed() -> None:
     modules = (
         sp, critical, curvature, data, landscape, nn, norm, optim, schedule, runs, surfaces,
-        training, vector,
+        st, training, vector,
     )  # fmt: skip
     public = {n for m in modules for n in m.__all__ if callable(getattr(m, n))}
     assert public - set(CALLS) - RESULTS == set()

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 # name -> module that defines it; a name that is its module's own stands for the module.
 _WHERE = {
     "CriticalPoint": "critical",
+    "Diagonal": "curvature",
     "DeviceError": "errors",
     "Eigenpairs": "curvature",
     "Escape": "critical",
@@ -23,9 +24,12 @@ _WHERE = {
     "History": "train",
     "NetworkObjective": "nn.objective",
     "Objective": "objective",
+    "SpectralDensity": "curvature",
+    "Trace": "curvature",
     "Vector": "vector",
     "Verification": "curvature",
     "classify": "critical",
+    "diagonal": "curvature",
     "eigsh": "curvature",
     "escape": "critical",
     "fit": "train",
@@ -33,6 +37,8 @@ _WHERE = {
     "info": "_info",
     "num_threads": "_native",
     "set_num_threads": "_native",
+    "spectral_density": "curvature",
+    "trace": "curvature",
 }
 _MODULES = {
     "critical", "curvature", "data", "errors", "landscape", "nn", "norm", "objective", "optim",
@@ -64,11 +70,17 @@ if TYPE_CHECKING:  # what the two tables say, for those who cannot run them
     from .critical.classify import classify as classify
     from .critical.escape import Escape as Escape
     from .critical.escape import escape as escape
+    from .curvature.density import SpectralDensity as SpectralDensity
+    from .curvature.density import spectral_density as spectral_density
     from .curvature.hessian import HessianOperator as HessianOperator
     from .curvature.hessian import Verification as Verification
     from .curvature.hessian import hessian as hessian
     from .curvature.lanczos import Eigenpairs as Eigenpairs
     from .curvature.lanczos import eigsh as eigsh
+    from .curvature.trace import Diagonal as Diagonal
+    from .curvature.trace import Trace as Trace
+    from .curvature.trace import diagonal as diagonal
+    from .curvature.trace import trace as trace
     from .errors import DeviceError as DeviceError
     from .errors import FileFormatError as FileFormatError
     from .nn.objective import NetworkObjective as NetworkObjective

@@ -22,6 +22,7 @@ __all__ = [
     "expected",
     "flag",
     "instance",
+    "kind_with_remedy",
     "number",
     "number_from_0",
     "one_of",
@@ -50,10 +51,18 @@ def brief(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
+def kind_with_remedy(value: object) -> str:
+    """The type of a value in a message; of PyTorch's modules, what makes an objective of them."""
+    name = type(value).__name__
+    if hasattr(value, "named_parameters"):
+        return f"{name} (saddlepoint.torch.objective(module, loss, data) makes one of it)"
+    return name
+
+
 def instance(name: str, value: Any, kind: type[Kind], what: str) -> Kind:
     """``value`` if it is of a kind, which ``what`` says in words; TypeError otherwise."""
     if not isinstance(value, kind):
-        raise TypeError(expected(name, what, type(value).__name__))
+        raise TypeError(expected(name, what, kind_with_remedy(value)))
     return value
 
 

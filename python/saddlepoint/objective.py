@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .errors import expected
+from .errors import expected, kind_with_remedy
 from .kinds import ArrayLike, check_array, dtype_name
 
 __all__ = ["Linearization", "Objective", "check_point", "check_theta"]
@@ -41,7 +41,7 @@ def check_point(objective: Any, theta: Any) -> None:
     """Raise unless these are an objective and an array, in this order."""
     if not isinstance(objective, Objective):
         what = "an objective (size, loss, gradient, linearize), and theta after it"
-        raise TypeError(expected("objective", what, type(objective).__name__))
+        raise TypeError(expected("objective", what, kind_with_remedy(objective)))
     check_theta(theta, objective)
 
 

@@ -1,6 +1,20 @@
-"""Curvature: the Hessian as an operator, checked, and its extreme eigenvalues with residuals."""
+"""Curvature: the Hessian as an operator, checked; its spectrum, trace and diagonal."""
 
+from .density import SpectralDensity, spectral_density
 from .hessian import HessianOperator, Verification, hessian
 from .lanczos import Eigenpairs, eigsh
+from .trace import Diagonal, Trace, diagonal, trace
 
-__all__ = ["Eigenpairs", "HessianOperator", "Verification", "eigsh", "hessian"]
+__all__ = [
+    "Diagonal",
+    "Eigenpairs",
+    "HessianOperator",
+    "SpectralDensity",
+    "Trace",
+    "Verification",
+    "diagonal",
+    "eigsh",
+    "hessian",
+    "spectral_density",
+    "trace",
+]

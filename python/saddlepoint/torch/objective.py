@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.dlpack import from_dlpack
 
-from ..errors import count, expected, one_of
+from ..errors import brief, count, expected, instance, one_of
 from ..kinds import ArrayLike, float_dtype, kind_of
 from ..vector import check_directions, copy
 from .batches import Batch, LossFunction, batches_of, mapped
@@ -57,14 +57,14 @@ class ModuleObjective:
         self._made_of = (loss, data, params, batch_norm, dropout, micro_batch, device, group)
         self._batch_norm, self._dropout = batch_norm, dropout
         self._lock = threading.Lock()  # the module is in its modes for one at a time
-        self._budget, self._group = memory_budget, group
+        self._budget, self._group = memory_budget, _checked_group(group)
         _refuse_quantized(self.module)
         self._converts = dtype is not None
         kind = None if dtype is None else getattr(torch, float_dtype(dtype).name)
         self.layout = Layout.of(self.module, params, kind)
-        if device is not None and torch.device(device).type != self.layout.device.type:
+        if device is not None and str(device).partition(":")[0] != self.layout.device.type:
             wanted = f"the module's device ({self.layout.device}; move it by module.to)"
-            raise ValueError(expected("device", wanted, device))
+            raise ValueError(expected("device", wanted, brief(device)))
         self.size = self.layout.size
         self.dtype = np.dtype(str(self.layout.dtype).removeprefix("torch."))
         self.device = self.layout.device.type
@@ -153,13 +153,13 @@ class ModuleObjective:
         if self._group is None:
             return x
         shared = torch.tensor([x], dtype=torch.float64, device=self.layout.device)
-        torch.distributed.all_reduce(shared, group=_group(self._group))
+        torch.distributed.all_reduce(shared, group=self._group)
         return float(shared)
 
     def _reduce(self, x: Tensor) -> Tensor:
         """The sum over ranks, in place."""
         if self._group is not None:
-            torch.distributed.all_reduce(x, group=_group(self._group))
+            torch.distributed.all_reduce(x, group=self._group)
         return x
 
     # The module.
@@ -376,8 +376,16 @@ def _rows_of(rows: Any, objective: ModuleObjective) -> Tensor:
     return there.reshape(-1, objective.size)
 
 
-def _group(group: Any) -> Any:
-    return None if group is True else group
+def _checked_group(group: Any) -> Any:
+    """A process group, where there is one; that of all ranks for True."""
+    if group is None:
+        return None
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise ValueError(expected("group", "torch.distributed to be initialized", brief(group)))
+    if group is True:
+        return distributed.group.WORLD
+    return instance("group", group, distributed.ProcessGroup, "a process group, True or None")
 
 
 def _refuse_quantized(module: nn.Module) -> None:

@@ -101,7 +101,8 @@ def _chosen(all_: dict[str, nn.Parameter], params: Selection) -> dict[str, nn.Pa
     if callable(params):
         return {name: p for name, p in all_.items() if params(name, p)}
     taken: set[str] = set()
-    for pattern in [params] if isinstance(params, str) else params:
+    patterns = [params] if isinstance(params, str) else params
+    for pattern in patterns if isinstance(patterns, Iterable) else [patterns]:
         if not isinstance(pattern, str):
             what = "names, patterns or a function of name and parameter"
             raise TypeError(expected("params", what, type(pattern).__name__))
