@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,6 +24,7 @@ import modules
 import saddlepoint as sp
 import saddlepoint.torch as st
 from modules import EXAMPLES, build
+from saddlepoint.torch.batches import mapped, tensors
 from saddlepoint.torch.twice import TwiceDifferentiable
 
 
@@ -371,6 +373,86 @@ def test_tied_weights_are_there_once() -> None:
     assert module.head.weight is module.embedding.weight
 
 
+def test_a_generator_is_read_once_whatever_comes() -> None:
+    module, x, y = small()
+    objective = st.objective(module, F.cross_entropy, iter(pieces(x, y, (13, 7))), micro_batch=5)
+    theta = st.get_theta(module)
+    for same in (objective.astype("float64"), pickle.loads(pickle.dumps(objective))):
+        assert same.loss(theta) == pytest.approx(objective.loss(theta), rel=1e-14)
+        assert same.samples == 20
+
+
+def dense_gauss_newton(
+    module: nn.Module, loss: Any, x: Tensor, y: Tensor, sums: bool = False
+) -> np.ndarray:
+    """JᵀH_L J, row by row, from Jacobians that PyTorch computes one output at a time."""
+    params = list(module.parameters())
+    output = module(x)
+    rows = []
+    for z in output.reshape(-1):
+        g = torch.autograd.grad(z, params, retain_graph=True)
+        rows.append(torch.cat([a.reshape(-1) for a in g]))
+    J = torch.stack(rows)
+    H = torch.autograd.functional.hessian(
+        lambda z: loss(z.reshape(output.shape), y), output.detach().reshape(-1)
+    )
+    return (J.T @ H @ J).numpy()
+
+
+@pytest.mark.parametrize("name", ["mean", "sum", "ignored labels", "class weights", "own mean"])
+def test_gauss_newton_products(name: str) -> None:
+    module, x, y = small()
+    module.eval()
+    wanted = dense_gauss_newton(module, LOSSES[name], x, y)
+    theta = st.get_theta(module)
+    for budget in (1 << 30, 100):
+        objective = st.objective(module, LOSSES[name], pieces(x, y, (13, 7)), memory_budget=budget)
+        G = sp.gauss_newton(objective, theta)
+        assert_allclose(G.dense(), wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+    assert sp.eigsh(G, 2, "SA").values[0] > -1e-10
+    assert sp.trace(G).value == pytest.approx(np.trace(wanted), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "name", ["two outputs", "encoder", "lstm", "residual, batch", "weight norm"]
+)
+def test_gauss_newton_and_the_rest_are_the_hessian_where_outputs_are_linear(name: str) -> None:
+    """vᵀGv is the second derivative of the loss along the line z + tJv of the outputs."""
+    module, data, example = build(name)
+    objective = st.objective(module, example.loss, data, **example.options)
+    theta = st.get_theta(module)
+    v = torch.from_numpy(np.random.default_rng(5).standard_normal(objective.size))
+    at = objective.linearize(theta)
+    batch, h = objective._batches[0], 1e-4
+
+    def outputs(t: float) -> list[Tensor]:
+        with objective._modes(), torch.no_grad():
+            moved = objective.layout.split(theta + t * v)
+            return list(tensors(objective._with(batch.call, moved)))
+
+    ahead, here, behind = outputs(h), outputs(0.0), outputs(-h)
+    slopes = [(a - b) / (2 * h) for a, b in zip(ahead, behind, strict=True)]
+
+    def loss(t: float) -> float:
+        line = iter([z + t * s for z, s in zip(here, slopes, strict=True)])
+        with objective._modes(), torch.no_grad():
+            whole = objective._with(batch.call)
+            return float(objective._loss.of_output(mapped(lambda _: next(line), whole), batch)[0])
+
+    quotient = (loss(h) - 2 * loss(0.0) + loss(-h)) / h**2
+    assert float(v @ at.ggnvp(v)) == pytest.approx(quotient, rel=1e-4, abs=1e-5)
+
+
+def test_gauss_newton_needs_outputs() -> None:
+    module, data, example = build("returns its loss")
+    theta = st.get_theta(module)
+    at = st.objective(module, example.loss, data).linearize(theta)
+    with pytest.raises(TypeError, match=r"loss: expected loss\(output, target\), got one of"):
+        at.ggnvp(theta)
+    with pytest.raises(TypeError, match="objective: expected one with Gauss-Newton products"):
+        sp.gauss_newton(sp.surfaces.Saddle(), np.zeros(2))
+
+
 @pytest.mark.parametrize("kind", ["torch", "numpy", "Vector"])
 def test_arrays_come_back_as_they_were_given(kind: str) -> None:
     module, x, y = small()
@@ -532,7 +614,7 @@ def test_a_mean_over_some_labels_has_to_say_what_it_counts() -> None:
     theta = st.get_theta(module)
     module.eval()
     assert st.objective(module, counts, batches).loss(theta) == pytest.approx(
-        float(F.cross_entropy(module(x), y)), rel=1e-13
+        float(F.cross_entropy(module(x), y).detach()), rel=1e-13
     )
 
 

@@ -112,6 +112,15 @@ CALLS: dict[str, Call] = {
     "spectral_density": Call(
         sp.spectral_density, lambda: {"H": np.diag([1.0, 2.0, 3.0]), "steps": 2, "probes": 2}
     ),
+    "gauss_newton": Call(
+        sp.gauss_newton,
+        lambda: {
+            "objective": st.objective(
+                torch.nn.Linear(2, 2), torch.nn.MSELoss(), (torch.eye(2), torch.eye(2))
+            ),
+            "theta": torch.zeros(6),
+        },
+    ),
     "trace": Call(sp.trace, lambda: {"H": np.diag(np.arange(9.0)), "products": 6}),
     "diagonal": Call(sp.diagonal, lambda: {"H": np.diag(np.arange(9.0)), "products": 6}),
     "objective": Call(
@@ -283,7 +292,7 @@ CALLS |= dict(_optimizers())
 # Made by functions above, abstract, or without arguments to get wrong.
 RESULTS = {
     "Analysis", "CriticalPoint", "DataWarning", "Diagonal", "Eigenpairs", "ModuleObjective",
-    "SpectralDensity", "Trace", "Entry", "Escape", "Fit", "History",
+    "SpectralDensity", "Trace", "Entry", "Escape", "Fit", "GaussNewtonOperator", "History",
     "KnownPoint", "Layer", "Linearization", "Loss", "Moments", "Objective", "Optimizer",
     "Parameters", "Run", "Saved", "Schedule", "Slice1D", "Slice2D", "Standing", "State", "Surface",
     "SurfaceLinearization", "Training", "UnsavedError", "Verification", "DeviceError",

@@ -20,6 +20,7 @@ _WHERE = {
     "Escape": "critical",
     "FileFormatError": "errors",
     "Fit": "train",
+    "GaussNewtonOperator": "curvature",
     "HessianOperator": "curvature",
     "History": "train",
     "NetworkObjective": "nn.objective",
@@ -33,6 +34,7 @@ _WHERE = {
     "eigsh": "curvature",
     "escape": "critical",
     "fit": "train",
+    "gauss_newton": "curvature",
     "hessian": "curvature",
     "info": "_info",
     "num_threads": "_native",
@@ -72,6 +74,8 @@ if TYPE_CHECKING:  # what the two tables say, for those who cannot run them
     from .critical.escape import escape as escape
     from .curvature.density import SpectralDensity as SpectralDensity
     from .curvature.density import spectral_density as spectral_density
+    from .curvature.gauss_newton import GaussNewtonOperator as GaussNewtonOperator
+    from .curvature.gauss_newton import gauss_newton as gauss_newton
     from .curvature.hessian import HessianOperator as HessianOperator
     from .curvature.hessian import Verification as Verification
     from .curvature.hessian import hessian as hessian

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import expected
 from ..kinds import dtype_name, kind_of, refuse_mask
 from ..vector import ArrayLike, axpy, copy, dot, norm, owned, rounding, scale
-from .hessian import HessianOperator
+from .operator import CurvatureOperator
 
 __all__ = ["Operator", "Subspace"]
 
@@ -45,7 +45,7 @@ class Operator:
             _check_symmetric(H)
         else:
             self.like = H.theta if hasattr(H, "theta") else np.empty(n, name)
-            self._believed = isinstance(H, HessianOperator)
+            self._believed = isinstance(H, CurvatureOperator)
         self._H = H
 
     @property

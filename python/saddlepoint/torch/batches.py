@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from ..errors import expected
 
-__all__ = ["Batch", "LossFunction", "batches_of", "mapped", "rows_of"]
+__all__ = ["Batch", "LossFunction", "batches_of", "mapped", "rows_of", "tensors"]
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,15 @@ class LossFunction:
     def __call__(self, module: Callable[..., Any], batch: Batch) -> tuple[Tensor, float | None]:
         """The loss of a batch, and what it says that it counts."""
         if self.whole:
-            result = self.function(module, batch.whole)
-        else:
-            result = self.function(batch.call(module), batch.target)
+            return self._told(self.function(module, batch.whole))
+        return self.of_output(batch.call(module), batch)
+
+    def of_output(self, output: Any, batch: Batch) -> tuple[Tensor, float | None]:
+        """The same, of what the module gave for the batch."""
+        return self._told(self.function(output, batch.target))
+
+    @staticmethod
+    def _told(result: Any) -> tuple[Tensor, float | None]:
         counted = None
         if isinstance(result, (tuple, list)) and len(result) == 2:
             total, said = result

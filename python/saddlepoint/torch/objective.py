@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.dlpack import from_dlpack
 from ..errors import brief, count, expected, instance, one_of
 from ..kinds import ArrayLike, float_dtype, kind_of
 from ..vector import check_directions, copy
-from .batches import Batch, LossFunction, batches_of, mapped
+from .batches import Batch, LossFunction, batches_of, mapped, tensors
 from .conditions import couples_rows, kept_random_state, precise, running
 from .theta import Layout, Selection, as_kind, as_tensor, unwrapped
 
@@ -54,7 +55,7 @@ class ModuleObjective:
         count("memory_budget", memory_budget, 0)
         if micro_batch is not None:
             count("micro_batch", micro_batch, 1)
-        self._made_of = (loss, data, params, batch_norm, dropout, micro_batch, device, group)
+        self._params = params
         self._batch_norm, self._dropout = batch_norm, dropout
         self._lock = threading.Lock()  # the module is in its modes for one at a time
         self._budget, self._group = memory_budget, _checked_group(group)
@@ -239,7 +240,19 @@ class ModuleObjective:
 
     def astype(self, dtype: DTypeLike) -> ModuleObjective:
         """The same objective in another precision."""
-        return ModuleObjective(self.module, *self._made_of, dtype=dtype, memory_budget=self._budget)
+        return ModuleObjective(*self._arguments(dtype))
+
+    def _arguments(self, dtype: DTypeLike | None) -> tuple[Any, ...]:
+        """What `ModuleObjective` makes this one of; the batches have been read and cut."""
+        data = [batch.whole for batch in self._batches]
+        modes = (self._batch_norm, self._dropout)
+        return (
+            self.module, self._loss.function, data, self._params, *modes, None, None,
+            self._group, dtype, self._budget,
+        )  # fmt: skip
+
+    def __reduce__(self) -> Any:
+        return ModuleObjective, self._arguments(self.dtype if self._converts else None)
 
     def get_theta(self) -> Tensor:
         """θ of the module as it is now, in the objective's dtype."""
@@ -310,6 +323,7 @@ class ModuleLinearization:
         layout = objective.layout
         self._leaves = objective._leaves(objective.check_theta(theta))
         self._graphs: list[list[Tensor]] = []  # the gradients of each batch
+        self._pushed: list[_Pushed] = []
         keeps = not objective.recomputes
         total, loss = torch.zeros_like(objective.check_theta(theta)), 0.0
         with objective._modes():
@@ -336,35 +350,110 @@ class ModuleLinearization:
         TypeError, ValueError
             For another dtype or shape.
         """
-        check_directions(v, self._objective.size)
+
+        def product(index: int) -> Callable[[list[Tensor]], list[Tensor]]:
+            graph = self._graphs[index] if self._graphs else self._gradient_of(index)[1]
+            return partial(_along, graph, self._leaves)
+
+        return self._multiplied(v, product, bool(self._graphs))
+
+    def ggnvp(self, v: ArrayLike) -> ArrayLike:
+        """Jᵀ H_L J v for one direction (n,), or for each column of a block (n, k).
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype or shape, or a loss that calls the module itself.
+        """
+        if self._objective._loss.whole:
+            raise TypeError(expected("loss", "loss(output, target)", "one of (module, batch)"))
+        if not self._pushed and not self._objective.recomputes:
+            with self._objective._modes():
+                indices = range(len(self._objective._batches))
+                self._pushed = [_Pushed(self._objective, i, self._leaves) for i in indices]
+
+        def product(index: int) -> Callable[[list[Tensor]], list[Tensor]]:
+            if self._pushed:
+                return self._pushed[index]
+            return _Pushed(self._objective, index, self._leaves)
+
+        return self._multiplied(v, product, bool(self._pushed))
+
+    def _multiplied(
+        self,
+        v: ArrayLike,
+        product: Callable[[int], Callable[[list[Tensor]], list[Tensor]]],
+        kept: bool,
+    ) -> ArrayLike:
+        """The sum over batches of their products with each direction."""
+        objective, layout = self._objective, self._objective.layout
+        check_directions(v, objective.size)
         # As rows, each direction in one piece; a vector is a block of one.
-        rows = kind_of(v).columns(v)
-        directions = _rows_of(rows, self._objective)
+        directions = _rows_of(kind_of(v).columns(v), objective)
         out = torch.zeros_like(directions)
-        layout = self._objective.layout
         # A graph that is kept runs no module: only its precision is to be as it was.
-        modes = precise(layout.device) if self._graphs else self._objective._modes()
-        with modes:
-            for index in range(len(self._objective._batches)):
-                graph = self._graphs[index] if self._graphs else self._gradient_of(index)[1]
-                live = [i for i, g in enumerate(graph) if g.requires_grad]
-                if not live:
-                    continue
+        with precise(layout.device) if kept else objective._modes():
+            for index in range(len(objective._batches)):
+                of_batch = product(index)
                 for k, direction in enumerate(directions):
-                    along = layout.split(direction)
-                    found = torch.autograd.grad(
-                        [graph[i] for i in live],
-                        self._leaves,
-                        [along[i] for i in live],
-                        retain_graph=bool(self._graphs) or k + 1 < len(directions),
-                        allow_unused=True,
-                        materialize_grads=True,
-                    )
-                    out[k] += layout.joined(found)
-        self._objective._reduce(out)
-        if len(v.shape) == 1:
-            return as_kind(out[0], v)
-        return as_kind(out, v).T
+                    out[k] += layout.joined(of_batch(layout.split(direction)))
+        objective._reduce(out)
+        return as_kind(out[0], v) if len(v.shape) == 1 else as_kind(out, v).T
+
+
+def _along(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], directions: Sequence[Tensor]
+) -> list[Tensor]:
+    """∇ Σ outputsᵀdirections by the inputs; zeros where nothing depends on them."""
+    live = [i for i, output in enumerate(outputs) if output.requires_grad]
+    if not live:
+        return [torch.zeros_like(x) for x in inputs]
+    found = torch.autograd.grad(
+        [outputs[i] for i in live],
+        inputs,
+        [directions[i] for i in live],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return list(found)
+
+
+class _Pushed:
+    """Jᵀ H_L J of one batch: J by differentiating Jᵀu, which is linear in u, once more."""
+
+    def __init__(self, objective: ModuleObjective, index: int, leaves: list[Tensor]) -> None:
+        torch.manual_seed(_SEED + index)
+        batch = objective._batches[index]
+        output = objective._with(batch.call, leaves)
+        self._leaves = leaves
+        self._outputs = [z for z in tensors(output) if z.requires_grad]
+        self._dummies = [torch.zeros_like(z).requires_grad_() for z in self._outputs]
+        self._pulled: Sequence[Tensor] = ()
+        if self._outputs:
+            self._pulled = torch.autograd.grad(
+                self._outputs,
+                leaves,
+                self._dummies,
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        self._inputs: list[Tensor] = []  # of the loss, in place of the outputs
+
+        def taken(z: Tensor) -> Tensor:
+            if not z.requires_grad:
+                return z
+            self._inputs.append(z.detach().requires_grad_())
+            return self._inputs[-1]
+
+        loss = objective._loss.of_output(mapped(taken, output), batch)[0]
+        self._slopes = _gradients(objective._weights[index] * loss, self._inputs, True)
+
+    def __call__(self, direction: list[Tensor]) -> list[Tensor]:
+        pushed = _along(self._pulled, self._dummies, direction)
+        curved = _along(self._slopes, self._inputs, pushed)
+        return _along(self._outputs, self._leaves, curved)
 
 
 def _rows_of(rows: Any, objective: ModuleObjective) -> Tensor:
