@@ -196,7 +196,8 @@ class ModuleObjective:
 
     def _part(self, index: int, parameters: list[Tensor]) -> Tensor:
         """What a batch gives to the loss."""
-        return self._weights[index] * self._evaluated(index, parameters)[0]
+        weight, loss = self._weights[index], self._evaluated(index, parameters)[0]
+        return loss if weight == 1.0 else weight * loss  # a node less to go back through
 
     def _leaves(self, theta: Tensor) -> list[Tensor]:
         return [p.detach().requires_grad_() for p in self.layout.split(theta)]
@@ -390,15 +391,16 @@ class ModuleLinearization:
         check_directions(v, objective.size)
         # As rows, each direction in one piece; a vector is a block of one.
         directions = _rows_of(kind_of(v).columns(v), objective)
-        out = torch.zeros_like(directions)
+        along = [layout.split(direction) for direction in directions]
         # A graph that is kept runs no module: only its precision is to be as it was.
         with precise(layout.device) if kept else objective._modes():
-            for index in range(len(objective._batches)):
-                of_batch = product(index)
-                for k, direction in enumerate(directions):
-                    out[k] += layout.joined(of_batch(layout.split(direction)))
-        objective._reduce(out)
-        return as_kind(out[0], v) if len(v.shape) == 1 else as_kind(out, v).T
+            sums = [layout.joined(f) for f in map(product(0), along)]
+            for index in range(1, len(objective._batches)):
+                for total, found in zip(sums, map(product(index), along), strict=True):
+                    total += layout.joined(found)
+        for total in sums:
+            objective._reduce(total)
+        return as_kind(sums[0], v) if len(v.shape) == 1 else as_kind(torch.stack(sums), v).T
 
 
 def _along(
