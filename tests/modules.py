@@ -94,6 +94,21 @@ class Bags(nn.Module):
         return self.head(torch.tanh(self.bags(words, offsets, weights)))
 
 
+class Shared(nn.Module):
+    """One layer at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.again = nn.ModuleList([self.first, nn.Tanh(), self.first])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        for layer in self.again:
+            x = layer(x)
+        return x[:, :2]
+
+
 class Encoder(nn.Module):
     """A transformer's encoder over tokens, some of them padding."""
 
@@ -350,6 +365,7 @@ EXAMPLES: dict[str, Example] = {
         F.cross_entropy,
     ),
     "attention": Example(Attention, labelled(5, 4), F.cross_entropy),
+    "shared": Example(Shared, regression(4)),
     "weight norm": Example(
         lambda: nn.Sequential(
             nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 2)

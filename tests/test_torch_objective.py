@@ -112,6 +112,8 @@ def test_a_module_is_found_again_as_it_was(name: str) -> None:
     state = {k: v.clone() for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     flags = [p.requires_grad for p in module.parameters()]
     addresses = [p.data_ptr() for p in module.parameters()]
+    parameters = [p for m in module.modules() for p in m._parameters.values()]
+    lists = [m._flat_weights for m in module.modules() if isinstance(m, nn.RNNBase)]
     drawn = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     objective = st.objective(module, example.loss, data, **example.options)
     theta = st.get_theta(module) + 0.1
@@ -126,6 +128,10 @@ def test_a_module_is_found_again_as_it_was(name: str) -> None:
         assert p.requires_grad == flag
         assert p.data_ptr() == address
         assert p.grad is None or torch.equal(p.grad, torch.ones_like(p))
+    after = [p for m in module.modules() for p in m._parameters.values()]
+    assert all(a is b for a, b in zip(parameters, after, strict=True))
+    after = [m._flat_weights for m in module.modules() if isinstance(m, nn.RNNBase)]
+    assert all(a is b for a, b in zip(lists, after, strict=True))
     assert torch.equal(torch.get_rng_state(), drawn[0])
     assert_array_equal(np.random.get_state()[1], drawn[1])  # noqa: NPY002
     assert random.getstate() == drawn[2]
@@ -269,8 +275,8 @@ def test_micro_batches_change_nothing(rows: int) -> None:
 def test_activations_beyond_the_budget_are_recomputed() -> None:
     module, x, y = small()
     theta, v = st.get_theta(module), torch.ones(53, 2, dtype=torch.float64)
-    kept = st.objective(module, F.cross_entropy, pieces(x, y, (13, 7)))
-    again = st.objective(module, F.cross_entropy, pieces(x, y, (13, 7)), memory_budget=100)
+    make = partial(st.objective, module, F.cross_entropy, pieces(x, y, (13, 7)), engine="autograd")
+    kept, again = make(), make(memory_budget=100)
     assert not kept.recomputes
     assert again.recomputes
     assert again.linearize(theta)._graphs == []
@@ -441,6 +447,129 @@ def test_gauss_newton_and_the_rest_are_the_hessian_where_outputs_are_linear(name
 
     quotient = (loss(h) - 2 * loss(0.0) + loss(-h)) / h**2
     assert float(v @ at.ggnvp(v)) == pytest.approx(quotient, rel=1e-4, abs=1e-5)
+
+
+NATIVE: dict[str, Callable[[], nn.Module]] = {
+    "tanh": lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
+    "relu": lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 3)),
+    "gelu": lambda: nn.Sequential(nn.Linear(4, 6, bias=False), nn.GELU(), nn.Linear(6, 3)),
+    "leaky": lambda: nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(0.2), nn.Linear(6, 3)),
+    "nested": lambda: nn.Sequential(
+        nn.Sequential(nn.Linear(4, 5), nn.Sigmoid()), nn.Identity(), nn.Linear(5, 3)
+    ),
+    "normalized": lambda: nn.Sequential(
+        nn.Linear(4, 5), nn.BatchNorm1d(5, eps=1e-3), nn.Tanh(), nn.Linear(5, 3)
+    ),
+    "ours": lambda: nn.Sequential(
+        nn.Linear(4, 5), st.nn.BatchNorm1d(5, affine=False), nn.Tanh(), nn.Linear(5, 3)
+    ),
+    "linear": lambda: nn.Linear(4, 3),
+}
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
+@pytest.mark.parametrize("loss", ["classes", "squares"])
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_native_engine_gives_the_same(name: str, loss: str, batch_norm: str) -> None:
+    torch.manual_seed(4)
+    module = NATIVE[name]().double().train()
+    module(torch.randn(30, 4, dtype=torch.float64))  # statistics of something
+    x = torch.randn(20, 4, dtype=torch.float64)
+    y: Any = torch.randint(0, 3, (20,))
+    if loss == "squares":
+        y = torch.randn(20, 3, dtype=torch.float64)
+    function: Any = {"classes": F.cross_entropy, "squares": nn.MSELoss()}[loss]
+    theta, data = st.get_theta(module), pieces(x, y, (8, 8, 4))
+    options = {"batch_norm": batch_norm}
+    at = st.objective(module, function, data, engine="native", **options).linearize(theta)
+    plain = st.objective(module, function, data, engine="autograd", **options).linearize(theta)
+    assert (at.engine, plain.engine) == ("native", "autograd")
+    assert st.objective(module, function, data, **options).linearize(theta).engine == "native"
+    assert at.loss == plain.loss
+    assert_array_equal(at.gradient, plain.gradient)  # PyTorch's, either way
+    v = torch.randn(theta.numel(), 3, dtype=torch.float64)
+    scale = float(plain.hvp(v).abs().max())
+    assert_allclose(at.hvp(v), plain.hvp(v), rtol=0, atol=1e-12 * scale)
+    assert_allclose(at.hvp(v[:, 0]), plain.hvp(v[:, 0]), rtol=0, atol=1e-12 * scale)
+    assert_allclose(at.ggnvp(v), plain.ggnvp(v), rtol=0, atol=1e-12 * scale)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 * super().forward(x)
+
+
+def hooked() -> nn.Module:
+    module = nn.Linear(4, 3)
+    module.register_forward_hook(lambda m, inputs, output: 2.0 * output)
+    return module
+
+
+def twice() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+FOREIGN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a subclass": (lambda: nn.Sequential(nn.Tanh(), Doubled(4, 3)), "got 1, a Doubled"),
+    "a hook": (hooked, "hooked"),
+    "twice": (twice, "each layer once, got one that is there twice"),
+    "weight norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), "a ParametrizedLinear"
+    ),
+    "another": (lambda: nn.Sequential(nn.Linear(4, 3), nn.Softsign()), "got 1, a Softsign"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_the_native_engine_has_not_is_pytorchs(name: str) -> None:
+    make, text = FOREIGN[name]
+    module = make().double()
+    x, y = torch.randn(9, 4, dtype=torch.float64), torch.randint(0, 3, (9,))
+    with pytest.raises(ValueError, match=text):
+        st.to_network(module)
+    with pytest.raises(ValueError, match=text):
+        st.objective(module, F.cross_entropy, (x, y), engine="native")
+    assert st.objective(module, F.cross_entropy, (x, y)).linearize(st.get_theta(module)).engine == (
+        "autograd"
+    )
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [LOSSES["sum"], LOSSES["ignored labels"], LOSSES["class weights"], LOSSES["own mean"],
+     nn.CrossEntropyLoss(label_smoothing=0.1)],
+    ids=["sum", "ignored", "weights", "own", "smoothed"],
+)  # fmt: skip
+def test_losses_that_the_native_engine_has_not_are_pytorchs(loss: Any) -> None:
+    module, x, y = small()
+    objective = st.objective(module, loss, (x, y))
+    assert objective.linearize(st.get_theta(module)).engine == "autograd"
+    with pytest.raises(ValueError, match="loss: expected a mean of cross-entropy or squares"):
+        st.objective(module, loss, (x, y), engine="native")
+
+
+def test_a_module_that_has_come_to_compute_something_else_is_pytorchs() -> None:
+    """The gradient at θ is compared, whatever the layers are called."""
+    module, x, y = small()
+    objective = st.objective(module, F.cross_entropy, (x, y))
+    theta = st.get_theta(module)
+    assert objective.linearize(theta).engine == "native"
+    module[0].register_forward_hook(lambda m, inputs, output: 1.01 * output)
+    at = objective.linearize(theta)
+    assert at.engine == "autograd"
+    again = st.objective(module, F.cross_entropy, (x, y), engine="autograd").linearize(theta)
+    v = torch.ones_like(theta)
+    assert_array_equal(at.hvp(v), again.hvp(v))
+
+
+def test_networks_made_of_modules() -> None:
+    module, x, _ = small()
+    net, params = st.to_network(module)
+    outputs = sp.train.predict(net, params, x.numpy())
+    with torch.no_grad():
+        assert_allclose(outputs, module.eval()(x), rtol=1e-12)
+    assert_array_equal(params.theta, st.get_theta(module))
 
 
 def test_gauss_newton_needs_outputs() -> None:
@@ -630,7 +759,8 @@ def test_wrappers_are_taken_off() -> None:
 
 def test_compiled_parts_run_as_they_are() -> None:
     module, x, y = small()
-    wanted = st.objective(module, F.cross_entropy, (x, y)).linearize(st.get_theta(module))
+    plain = st.objective(module, F.cross_entropy, (x, y), engine="autograd")
+    wanted = plain.linearize(st.get_theta(module))
     inside = nn.Sequential(torch.compile(module[0], backend="eager"), *module[1:])
     at = st.objective(inside, F.cross_entropy, (x, y)).linearize(st.get_theta(inside))
     v = torch.ones(53, dtype=torch.float64)

@@ -131,6 +131,7 @@ CALLS: dict[str, Call] = {
             "data": (torch.zeros(8, 2), torch.from_numpy(Y)),
         },
     ),
+    "to_network": Call(st.to_network, lambda: {"module": torch.nn.Linear(2, 2)}),
     "get_theta": Call(st.get_theta, lambda: {"module": torch.nn.Linear(2, 2)}),
     "load_theta": Call(
         st.load_theta, lambda: {"module": torch.nn.Linear(2, 2), "theta": torch.zeros(6)}

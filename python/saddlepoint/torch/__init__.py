@@ -12,7 +12,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 from . import nn, optim
+from .network import to_network
 from .objective import ModuleObjective, objective
 from .theta import get_theta, load_theta
 
-__all__ = ["ModuleObjective", "get_theta", "load_theta", "nn", "objective", "optim"]
+__all__ = ["ModuleObjective", "get_theta", "load_theta", "nn", "objective", "optim", "to_network"]

@@ -184,11 +184,11 @@ class LossFunction:
     @property
     def sums(self) -> bool:
         """Whether it is known to add up what it is given."""
-        return bool(self._settings().get("reduction", "mean") == "sum")
+        return bool(self.settings.get("reduction", "mean") == "sum")
 
     def weight(self, batch: Batch) -> float:
         """What the mean over a batch is over, where the function does not say."""
-        settings, target = self._settings(), batch.target
+        settings, target = self.settings, batch.target
         kind = settings["kind"]
         if issubclass(kind, _BY_LABELS) and not target.is_floating_point():
             kept = target != settings.get("ignore_index", -100)
@@ -203,13 +203,15 @@ class LossFunction:
     @property
     def known(self) -> bool:
         """Whether it is one of PyTorch's, whose means are known."""
-        kind = self._settings()["kind"]
+        kind = self.settings["kind"]
         return issubclass(kind, (*_BY_LABELS, *_BY_ELEMENTS))
 
-    def _settings(self) -> dict[str, Any]:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Which of PyTorch's it is (``kind``), and what it was given by name."""
         function = self.function
         if isinstance(function, nn.Module):
-            names = ("reduction", "ignore_index", "weight")
+            names = ("reduction", "ignore_index", "weight", "label_smoothing")
             found = {name: getattr(function, name) for name in names if hasattr(function, name)}
             return {"kind": type(function), **found}
         keywords: dict[str, Any] = {}

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.dlpack import from_dlpack
 
-from ..errors import brief, count, expected, instance, one_of
-from ..kinds import ArrayLike, float_dtype, kind_of
-from ..vector import check_directions, copy
+from ..errors import DeviceError, brief, count, expected, instance, one_of
+from ..kinds import ArrayLike, device_of, dtype_name, float_dtype, kind_of
+from ..nn.objective import NetworkLinearization, NetworkObjective
+from ..vector import axpy, check_directions, copy, norm
 from .batches import Batch, LossFunction, batches_of, mapped, tensors
-from .conditions import couples_rows, kept_random_state, precise, running
-from .theta import Layout, Selection, as_kind, as_tensor, unwrapped
+from .conditions import couples_rows, kept_random_state, normalizations, precise, running
+from .network import native_objective
+from .theta import Layout, Selection, as_kind, as_tensor, exchanged, unwrapped
 
 __all__ = ["ModuleLinearization", "ModuleObjective", "objective"]
 
@@ -48,10 +49,12 @@ class ModuleObjective:
         group: Any = None,
         dtype: DTypeLike | None = None,
         memory_budget: int = 2 * _GIB,
+        engine: str = "auto",
     ) -> None:
         self.module = unwrapped(module)
         one_of("batch_norm", batch_norm, ("frozen", "batch"))
         one_of("dropout", dropout, ("off", "fixed"))
+        one_of("engine", engine, ("auto", "autograd", "native"))
         count("memory_budget", memory_budget, 0)
         if micro_batch is not None:
             count("micro_batch", micro_batch, 1)
@@ -81,6 +84,28 @@ class ModuleObjective:
         self._batches = [self._batches[i] for i in counted]
         self._weights = [self._weights[i] for i in counted]
         self._recomputes: bool | None = None
+        self._engine = engine
+        #: The same objective on the native engine, where that has its layers and its loss.
+        self.native = None if engine == "autograd" else self._natively()
+
+    def _natively(self) -> NetworkObjective | None:
+        couples = self._batch_norm == "batch" and bool(normalizations(self.module))
+        try:
+            if (
+                self._group is not None
+                or self._dropout == "fixed"
+                or self.layout.size != sum(p.numel() for p in self.module.parameters())
+            ):
+                what = "all parameters, no group, and no dropout"
+                raise ValueError(expected("engine", what, "others"))
+            return native_objective(
+                self.module, self._loss, self._batches, "batch" if couples else "frozen",
+                self.dtype, self.device, self._budget,
+            )  # fmt: skip
+        except (ValueError, DeviceError, MemoryError):
+            if self._engine == "native":
+                raise
+            return None
 
     # The data.
 
@@ -182,8 +207,8 @@ class ModuleObjective:
         state |= {name: cast(b).clone() for name, b in self.module.named_buffers()}
         if parameters is not None:
             state |= zip(self.layout.names, parameters, strict=True)
-        prefixed = {f"module.{name}": x for name, x in state.items()}
-        return functional_call(_Caller(self.module, f), prefixed, ())
+        with exchanged(self.module, state):
+            return f(self.module)
 
     def _evaluated(
         self, index: int, parameters: list[Tensor] | None = None
@@ -249,7 +274,7 @@ class ModuleObjective:
         modes = (self._batch_norm, self._dropout)
         return (
             self.module, self._loss.function, data, self._params, *modes, None, None,
-            self._group, dtype, self._budget,
+            self._group, dtype, self._budget, self._engine,
         )  # fmt: skip
 
     def __reduce__(self) -> Any:
@@ -289,17 +314,6 @@ class ModuleObjective:
         return sum(seen.values()) * self.samples / self._batches[0].rows
 
 
-class _Caller(nn.Module):
-    """A function of a module, as a module, whose parameters can be exchanged for a call."""
-
-    def __init__(self, module: nn.Module, function: Callable[[nn.Module], Any]) -> None:
-        super().__init__()
-        self.module, self.function = module, function
-
-    def forward(self) -> Any:
-        return self.function(self.module)
-
-
 def _gradients(loss: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor]:
     """∇L by parameters; zeros for those that the loss does not depend on."""
     if not loss.requires_grad:
@@ -321,36 +335,64 @@ class ModuleLinearization:
 
     def __init__(self, objective: ModuleObjective, theta: ArrayLike) -> None:
         self._objective, self._theta = objective, theta
-        layout = objective.layout
         self._leaves = objective._leaves(objective.check_theta(theta))
         self._graphs: list[list[Tensor]] = []  # the gradients of each batch
         self._pushed: list[_Pushed] = []
-        keeps = not objective.recomputes
-        total, loss = torch.zeros_like(objective.check_theta(theta)), 0.0
+        self._native: NetworkLinearization | None = None
+        if objective.native is not None:
+            self._evaluate(False)
+            native = objective.native.linearize(theta)
+            if self._agrees(native):
+                self._native = native
+        if self._native is None:
+            self._evaluate(not objective.recomputes)
+
+    @property
+    def engine(self) -> str:
+        """What computes Hessian products here, "native" or "autograd"."""
+        return "autograd" if self._native is None else "native"
+
+    def _evaluate(self, keeps: bool) -> None:
+        objective, layout = self._objective, self._objective.layout
+        total, loss = torch.zeros(layout.size, dtype=layout.dtype, device=layout.device), 0.0
         with objective._modes():
             for index in range(len(objective._batches)):
-                value, found = self._gradient_of(index)
+                value, found = self._gradient_of(index, keeps)
                 loss += float(value)
                 total += layout.joined(g.detach() for g in found)
                 if keeps:
                     self._graphs.append(found)
         self.loss = objective._all_ranks(loss)
-        self.gradient: ArrayLike = as_kind(objective._reduce(total), theta)
+        self.gradient: ArrayLike = as_kind(objective._reduce(total), self._theta)
 
-    def _gradient_of(self, index: int) -> tuple[Tensor, list[Tensor]]:
+    def _agrees(self, native: NetworkLinearization) -> bool:
+        """Whether loss and gradient are PyTorch's, up to rounding in sums over samples."""
+        apart = copy(self.gradient)
+        axpy(-1.0, native.gradient, apart)
+        scale = max(norm(self.gradient), abs(self.loss) / max(norm(self._theta), 1.0))
+        limit = 1000.0 * float(np.finfo(self._objective.dtype).eps)
+        near = math.isclose(native.loss, self.loss, rel_tol=limit, abs_tol=1e-300)
+        return near and norm(apart) <= limit * scale
+
+    def _gradient_of(self, index: int, graph: bool = True) -> tuple[Tensor, list[Tensor]]:
         value = self._objective._part(index, self._leaves)
-        return value.detach(), _gradients(value, self._leaves, True)
+        return value.detach(), _gradients(value, self._leaves, graph)
 
     def hvp(self, v: ArrayLike) -> ArrayLike:
         """H v for one direction (n,), or for each column of a block (n, k).
 
-        Reverse over reverse: Hv = ∇(gᵀv), with the graph of g kept (Pearlmutter 1994).
+        Reverse over reverse, Hv = ∇(gᵀv) with the graph of g kept, or the native R-operator
+        (Pearlmutter 1994); see ``engine``.
 
         Raises
         ------
         TypeError, ValueError
             For another dtype or shape.
         """
+        if self._native is not None:
+            check_directions(v, self._objective.size)
+            _check_kind(v, self._objective)
+            return self._native.hvp(v)
 
         def product(index: int) -> Callable[[list[Tensor]], list[Tensor]]:
             graph = self._graphs[index] if self._graphs else self._gradient_of(index)[1]
@@ -459,12 +501,16 @@ class _Pushed:
 
 
 def _rows_of(rows: Any, objective: ModuleObjective) -> Tensor:
+    _check_kind(rows, objective)
     there = rows.detach() if isinstance(rows, Tensor) else from_dlpack(rows)
-    if there.dtype != objective.layout.dtype or there.device.type != objective.device:
-        wanted = f"{objective.dtype} on {objective.device}"
-        got = f"{str(there.dtype).removeprefix('torch.')} on {there.device.type}"
-        raise TypeError(expected("v", wanted, got))
     return there.reshape(-1, objective.size)
+
+
+def _check_kind(v: Any, objective: ModuleObjective) -> None:
+    dtype, device = dtype_name(v.dtype), device_of(v)
+    if dtype != objective.dtype.name or device != objective.device:
+        wanted = f"{objective.dtype} on {objective.device}"
+        raise TypeError(expected("v", wanted, f"{dtype} on {device}"))
 
 
 def _checked_group(group: Any) -> Any:
@@ -499,6 +545,7 @@ def objective(
     group: Any = None,
     dtype: DTypeLike | None = None,
     memory_budget: int = 2 * _GIB,
+    engine: str = "auto",
 ) -> ModuleObjective:
     """The loss of a PyTorch module on data, for `hessian`, `eigsh`, `classify` and `escape`.
 
@@ -536,6 +583,11 @@ def objective(
     memory_budget : int
         Bytes that the stored activations may take; above it, products recompute them batch by
         batch.
+    engine : "auto", "autograd" or "native"
+        What computes Hessian products: PyTorch's double backward, or the kernels of this package,
+        which have linear layers, activations and batch normalization of (N, C) in Sequentials, with
+        a mean of cross-entropy or squares. "auto" takes the native ones where they have everything,
+        and where loss and gradient at θ agree with PyTorch's to rounding.
 
     Returns
     -------
@@ -567,5 +619,5 @@ def objective(
     """
     return ModuleObjective(
         module, loss, data, params, batch_norm, dropout, micro_batch, device, group, dtype,
-        memory_budget,
+        memory_budget, engine,
     )  # fmt: skip

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.utils.dlpack import from_dlpack
 from ..errors import expected, instance
 from ..kinds import Vector, check_array, dtype_name
 
-__all__ = ["Layout", "Selection", "get_theta", "load_theta", "unwrapped"]
+__all__ = ["Layout", "Selection", "exchanged", "get_theta", "load_theta", "unwrapped"]
 
 # Names, patterns of the shell, or what says of a name and its parameter whether it is taken.
 Selection: TypeAlias = "str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None"
@@ -93,6 +95,34 @@ class Layout:
     def joined(self, parts: Iterable[Tensor]) -> Tensor:
         """One vector (n,) of parts in the shapes of the parameters."""
         return torch.cat([part.reshape(-1) for part in parts])
+
+
+@contextmanager
+def exchanged(module: nn.Module, new: Mapping[str, Tensor]) -> Iterator[None]:
+    """The module with other parameters and buffers, by name, each wherever it stands.
+
+    `torch.func.functional_call` (2.13) leaves its tensors in a module that is there twice.
+    """
+    named = chain(module.named_parameters(), module.named_buffers())
+    instead = {id(tensor): new[name] for name, tensor in named if name in new}
+    tables = [table for m in module.modules() for table in (m._parameters, m._buffers)]
+    places: list[tuple[Any, str, Any]] = [
+        (table, key, old) for table in tables for key, old in table.items() if id(old) in instead
+    ]
+    recurrent = [m for m in module.modules() if isinstance(m, nn.RNNBase)]
+    flat = [{key: vars(m)[key] for key in _FLAT if key in vars(m)} for m in recurrent]
+    try:
+        for table, key, old in places:
+            table[key] = instead[id(old)]
+        yield
+    finally:
+        for table, key, old in places:
+            table[key] = old
+        for m, lists in zip(recurrent, flat, strict=True):
+            vars(m).update(lists)
+
+
+_FLAT = ("_flat_weights", "_flat_weight_refs")  # lists of its own that a recurrent layer keeps
 
 
 def _chosen(all_: dict[str, nn.Parameter], params: Selection) -> dict[str, nn.Parameter]:
