@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs, tests and times the CUDA path on a machine with a GPU and no network:
 #
-#     benchmarks/on_gpu.sh OUTDIR [STAGE...]     # install checks optim batch_norm hvp epoch
+#     benchmarks/on_gpu.sh OUTDIR [STAGE...]     # install checks spectrum hvp epoch batch_norm optim
 #
 # Wants nvcc and compute-sanitizer, and for python3: numpy, pytest, torch and nvidia-cublas. A wheel of
 # saddlepoint that lies in $SADDLEPOINT_WHEELS, or in .whl of this repository, is installed; without
@@ -72,10 +72,11 @@ info() {
 
 # One test function under one tool. A process each: after a fault on the device, nothing that follows
 # in the same process works.
-check() { # TOOL FUNCTION
-    local tool=$1 function=$2 begin=$SECONDS log="$logs/$1-$2.log" status=0 left
+check() { # TOOL FILE::FUNCTION
+    local tool=$1 function=${2##*::} begin=$SECONDS status=0 left log
+    log="$logs/$tool-$function.log"
     local command=(python3 -m pytest -m cuda -p no:cacheprovider -W default --tb=short
-        "tests/test_cuda.py::$function")
+        "$2")
     if [[ $tool != tests ]]; then
         # Of two types one, of the batch norm's cases those with ReLU.
         command=(compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9
@@ -92,7 +93,7 @@ checks() {
     local all sanitized
     CHECKS_END=$(($(date +%s) + CHECKS_LIMIT - 10))
     export CHECKS_END
-    all=$(grep -oE '^def test_\w+' tests/test_cuda.py | cut -c5-)
+    all=$(grep -oE '^def test_\w+' tests/test_cuda*.py | sed 's/:def /::/')
     sanitized=$(grep sanitize <<<"$all")
     {
         sed 's/^/tests /' <<<"$all"
@@ -112,7 +113,7 @@ stage checks "$CHECKS_LIMIT" checks
 {
     grep -hE '^(tests|memcheck|racecheck) ' "$logs/checks.log" | grep -v 'status 0,'
 } 2>/dev/null | sed 's/^/  /' >>"$out/summary.txt"
-for name in hvp batch_norm optim epoch; do
+for name in spectrum hvp epoch batch_norm optim; do
     stage "$name" "${BENCH_LIMIT:-200}" bench "$name"
 done
 exit "$failed"

@@ -138,7 +138,9 @@ class Decoder(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         x = self.embedding(words)
-        mask = nn.Transformer.generate_square_subsequent_mask(words.shape[1], dtype=x.dtype)
+        mask = nn.Transformer.generate_square_subsequent_mask(
+            words.shape[1], device=x.device, dtype=x.dtype
+        )
         return self.head(self.layer(x, x, tgt_mask=mask, tgt_is_causal=True)).transpose(1, 2)
 
 
@@ -428,3 +430,12 @@ def build(name: str) -> tuple[nn.Module, Any, Example]:
     finally:
         torch.set_default_dtype(before)
     return module, data, example
+
+
+def moved(data: Any, device: str) -> Any:
+    """The data on a device."""
+    if isinstance(data, Tensor):
+        return data.to(device)
+    if isinstance(data, dict):
+        return {key: moved(value, device) for key, value in data.items()}
+    return tuple(moved(value, device) for value in data)
