@@ -32,7 +32,7 @@ def facts(device: str) -> dict[str, Any]:
             "caches": _caches(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "os": _os(),
-            "gpu": info["CUDA devices"] if device == "cuda" else None,
+            "gpu": [d["name"] for d in info["CUDA devices"]] if device == "cuda" else None,
         },
         "versions": {
             "python": platform.python_version(),

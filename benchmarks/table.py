@@ -16,6 +16,7 @@ RESULTS, README = HERE / "results", HERE.parent / "README.md"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 OURS = "saddlepoint"
 NEVER = "never run on a GPU"
+ON_HOSTS = {"busy"}  # benches of the CPU alone
 LIBRARIES = {"torch": "PyTorch", "torch.compile": "torch.compile", "jax": "JAX"}
 # Benches with one of these have a table of ratios alone, with a column for each way of a peer.
 WAYS = ("tuned malloc", "channels-last", "cuDNN", "native")
@@ -67,7 +68,9 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
         of_device = [r for r in reports if r["device"] == device]
         if device == "cuda":
             of_device = [r for r in of_device if r["ran_on_gpu"]]
-            missing = sorted({r["bench"] for r in reports} - {r["bench"] for r in of_device})
+            missing = sorted(
+                {r["bench"] for r in reports} - {r["bench"] for r in of_device} - ON_HOSTS
+            )
             if missing or not of_device:
                 what = f" ({', '.join(missing)})" if of_device else ""
                 parts.append(f"CUDA{what}: {NEVER}.")
