@@ -110,6 +110,18 @@ def test_sanitize_the_pipeline_has_the_same_bits(
             assert_array_equal(got, wanted)
 
 
+def test_a_norm_of_more_slabs_than_lanes(rng: np.random.Generator) -> None:
+    host = [rng.standard_normal(5).astype(np.float32) for _ in range(700)]
+    device = [there(p) for p in host]
+    on_host, on_device = optim.SGD(host, max_norm=1.0), optim.SGD(device, max_norm=1.0)
+    grads = [rng.standard_normal(5).astype(np.float32) for _ in host]
+    on_host.step(grads)
+    on_device.step([there(g) for g in grads])
+    assert on_device.grad_norm == on_host.grad_norm
+    for p, q in zip(host, device, strict=True):
+        assert_array_equal(gather(q), p)
+
+
 def test_sanitize_a_step_that_is_not_finite_is_skipped() -> None:
     p = there(np.ones(1000, np.float32))
     optimizer = optim.Adam(p, lr=0.1, check_finite=True)
