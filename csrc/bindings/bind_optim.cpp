@@ -281,8 +281,8 @@ class Update {
             if (others_run || others_may_have_run_ || !numbers.empty()) refuse_moved(numbers);
             std::optional<py::gil_scoped_release> unlocked;
             if (others_run) unlocked.emplace();
-            stepper_.step(stream ? foreign_stream(*stream) : current_stream(), tensors_, rows,
-                          scalars, options);
+            stepper_.step(stream ? foreign_stream(*stream) : current_stream(), tensors_, layout_,
+                          rows, scalars, options);
         }
         if (!backend_is_cuda() && !stepper_.skipped()) {
             for (std::size_t i = 0; i < entries_.size(); ++i) {
@@ -371,19 +371,20 @@ class Update {
         check_overlaps();
         read_clocks();
         for (std::size_t i = 0; i < count; ++i) {
-            // Gradients at their old places were compared with what is written before.
-            const void* const data = gradients_[i] ? tensors_[i].gradient.data : nullptr;
-            if (data == compared_at_[i] || !data) continue;
+            // Gradients at their old places were compared before.
+            void* const data = gradients_[i] ? tensors_[i].gradient.data : nullptr;
+            if (data == compared_at_[i]) continue;
+            compared_at_[i] = nullptr;
+            if (!data) continue;
+            apart_ = false;
             const char* const at = static_cast<const char*>(data);
             const FastTensor& known = fast_[i];
             if (!known.gradient || !written_.clear_of(at + known.before, at + known.after)) {
-                View view = entries_[i].gradient.view;
-                view.data = const_cast<void*>(data);
-                written_.check_read(view, "grads");
+                written_.check_read(gradient_now(i), "grads");
             }
             compared_at_[i] = data;
         }
-        if (zero) refuse_shared_gradients();
+        if (zero && !apart_) refuse_shared_gradients();
         return missing;
     }
 
@@ -558,20 +559,19 @@ class Update {
     }
 
     void take_gradient(Entry& e, std::size_t i, const py::object& g, bool zero) {
-        Bound& b = e.gradient;
-        b.object = g;
+        Bound& b = e.gradient;  // without its object, which is not ours to keep
         bool changed = true;
         try {
             if (e.gradient_type == Py_TYPE(g.ptr())) {
-                changed = b.refresh("grads", owners_);
+                changed = b.view.refresh(g, "grads");
             } else {
                 refuse_wrappers(g, "grads");
                 b.view = peek(g, "grads");
-                b.pass_owner(owners_);
                 e.gradient_type = Py_TYPE(g.ptr());
             }
+            b.pass_owner(owners_);
         } catch (py::error_already_set&) {
-            if (py::cast<bool>(py::getattr(b.object, "is_sparse", py::bool_(false)))) {
+            if (py::cast<bool>(py::getattr(g, "is_sparse", py::bool_(false)))) {
                 raise_type("grads", "a dense array", "a sparse one");
             }
             throw;
@@ -596,15 +596,20 @@ class Update {
     void refuse_shared_gradients() {
         others_may_have_run_ = true;
         Overlaps gradients;
-        std::vector<View> views(entries_.size());
         for (std::size_t i = 0; i < entries_.size(); ++i) {
             if (!gradients_[i]) continue;
-            views[i] = entries_[i].gradient.view;
-            views[i].data = tensors_[i].gradient.data;
-            check_no_overlap_within(views[i], "grads");
-            gradients.writes(views[i], "grads");
+            const View& view = gradient_now(i);
+            check_no_overlap_within(view, "grads");
+            gradients.writes(view, "grads");
         }
         gradients.check();
+        apart_ = true;
+    }
+
+    const View& gradient_now(std::size_t i) {
+        View& view = entries_[i].gradient.view;
+        view.data = tensors_[i].gradient.data;
+        return view;
     }
 
     // Compares all that is written, once it has moved.
@@ -640,6 +645,7 @@ class Update {
         for (const Bound& s : e.states) arrays.states.push_back(place(s));
         e.layout.lay_out(arrays, tensors_[i]);
         e.laid_out = true;
+        ++layout_;
     }
 
     // Whether what has a gradient is so large, on average, that to hold it takes a fiftieth of its
@@ -705,18 +711,17 @@ class Update {
     }
 
     void release() {
-        for (Entry& e : entries_) {
-            if (e.gradient.object) e.gradient.object = py::object();
-        }
         gradients_.clear();
         owners_.clear();
     }
 
     std::vector<Entry> entries_;
     std::vector<Tensor> tensors_;
+    index layout_ = 0;  // of the tensors, numbered through
     Stepper stepper_;
     Overlaps written_;
     std::vector<const void*> compared_at_;  // where each gradient was when it was last compared
+    bool apart_ = false;  // they were also compared with each other since one came or moved
     int rows_ = 0;
     // An array beside a parameter, by all that is read of it again at every step.
     struct Beside {

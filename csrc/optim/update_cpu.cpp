@@ -237,7 +237,7 @@ void Stepper::set_clock(std::size_t tensor, const Clock& clock) { state_->clocks
 double Stepper::norm() const { return state_->norm; }
 bool Stepper::skipped() const { return state_->skipped; }
 
-void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
+void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors, index /*layout*/,
                    const std::vector<double>& numbers, const std::vector<Scalar>& rates,
                    const StepOptions& options) {
     std::vector<double> hyper = numbers;

@@ -284,7 +284,8 @@ struct Stepper::State {
 
     void start();
     Tables& tell(cudaStream_t queue, bool captured, const std::vector<Tensor>& tensors,
-                 const std::vector<double>& hyper, const std::vector<Scalar>& rates);
+                 index layout, const std::vector<double>& hyper,
+                 const std::vector<Scalar>& rates);
     void send_clocks(cudaStream_t queue);
     void wait() const;
     void fetch();
@@ -346,17 +347,18 @@ void Stepper::State::send_clocks(cudaStream_t queue) {
 }
 
 Tables& Stepper::State::tell(cudaStream_t queue, bool captured, const std::vector<Tensor>& tensors,
-                             const std::vector<double>& hyper, const std::vector<Scalar>& rates) {
+                             index layout, const std::vector<double>& hyper,
+                             const std::vector<Scalar>& rates) {
     if (!captured) {
         if (queued && last != queue) check(cudaStreamWaitEvent(queue, done), "cudaStreamWaitEvent");
-        tables.tell(queue, tensors, hyper, rates);
+        tables.tell(queue, tensors, layout, hyper, rates);
         send_clocks(queue);
         return tables;
     }
     if (queued) check(cudaEventSynchronize(done), "cudaEventSynchronize");
     of_graphs.push_back(std::make_unique<Tables>());
     Tables& own = *of_graphs.back();
-    own.tell(side, tensors, hyper, rates);
+    own.tell(side, tensors, layout, hyper, rates);
     send_clocks(side);
     check(cudaStreamSynchronize(side), "cudaStreamSynchronize");
     return own;
@@ -415,7 +417,7 @@ bool Stepper::skipped() const {
     return state_->status.skipped != 0;
 }
 
-void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
+void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors, index layout,
                    const std::vector<double>& hyper, const std::vector<Scalar>& rates,
                    const StepOptions& options) {
     const DeviceGuard guard;
@@ -426,7 +428,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
     check(cudaStreamIsCapturing(queue, &capture), "cudaStreamIsCapturing");
     const bool captured = capture != cudaStreamCaptureStatusNone;
     s.start();
-    const Tables& tables = s.tell(queue, captured, tensors, hyper, rates);
+    const Tables& tables = s.tell(queue, captured, tensors, layout, hyper, rates);
     s.behind = true;
 
     Device device = tables.device();
