@@ -996,6 +996,26 @@ def test_zeroed_gradients_know_that_they_were_changed() -> None:
     assert p.grad._version > version
 
 
+def test_zeroed_gradients_are_compared_when_they_come_and_move() -> None:
+    params = parameters((3,), (3,), (3,))
+    optimizer = ours.SGD(params, lr=0.1, zero_grads=True)
+    shared, *others = (torch.ones(3) for _ in range(3))
+
+    def step(*grads: Tensor | None) -> None:
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+        optimizer.step()
+
+    step(shared, *others)
+    step(None, others[0], shared)  # where the first one was
+    before = [p.detach().clone() for p in params]
+    for _ in range(2):  # what was refused is refused again
+        with pytest.raises(ValueError, match="grads: expected memory of its own"):
+            step(shared, others[0], shared)  # back at its old place
+    assert all(map(torch.equal, params, before))
+    step(shared, *others)
+
+
 def test_step_where_gradients_are_off() -> None:
     def scenario(optimizers: Any) -> list[Tensor]:
         params = parameters((3,))
