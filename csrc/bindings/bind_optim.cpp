@@ -234,6 +234,7 @@ class Update {
 
     // Runs a step on gradients: a sequence with None where there is none, or None for the
     // parameters' own `.grad`. `hyper` has a row of numbers for each row that the parameters name.
+    // What is beside them and never was `lent` only its owner could have moved, but for copies.
     // Gives the parameters whose arrays are missing or lie elsewhere than they did; nothing was
     // done then, and they have to be bound.
     std::vector<std::size_t> run(const py::object& grads,
@@ -242,7 +243,7 @@ class Update {
                                  double ema_weight, std::optional<std::uint64_t> seed,
                                  const py::sequence& rates, const py::object& scale,
                                  const py::object& found_inf,
-                                 std::optional<std::uintptr_t> stream) {
+                                 std::optional<std::uintptr_t> stream, bool lent) {
         struct AtEnd {
             Update& update;
             ~AtEnd() { update.release(); }
@@ -271,7 +272,7 @@ class Update {
         options.found_inf = scalar(found_inf, "found_inf", numbers);
         std::vector<Scalar> scalars;
         for (const auto& rate : rates) scalars.push_back(scalar(rate, "lr", numbers));
-        const std::vector<std::size_t> missing = collect(grads, zero);
+        const std::vector<std::size_t> missing = collect(grads, zero, lent);
         if (!missing.empty()) return missing;
         {
             // While others run they may replace the memory of what they own: hold it, where that
@@ -328,7 +329,7 @@ class Update {
 
    private:
     // Takes the gradients, and looks at all that a step reads and writes. Gives what is missing.
-    std::vector<std::size_t> collect(const py::object& grads, bool zero) {
+    std::vector<std::size_t> collect(const py::object& grads, bool zero, bool lent) {
         const bool own = grads.is_none();
         py::object fast;
         if (!own) {
@@ -345,7 +346,7 @@ class Update {
         others_may_have_run_ = false;
         const std::size_t count = entries_.size();
         gradients_.assign(count, py::object());
-        find_moved();
+        find_moved(lent);
         for (std::size_t i = 0; i < count; ++i) {
             PyObject* const p = fast_[i].object;
             const PyGetSetDef* const get = fast_[i].grad;
@@ -369,7 +370,7 @@ class Update {
         }
         if (!missing.empty()) return missing;
         check_overlaps();
-        read_clocks();
+        if (lent) read_clocks();
         for (std::size_t i = 0; i < count; ++i) {
             // Gradients at their old places were compared before.
             void* const data = gradients_[i] ? tensors_[i].gradient.data : nullptr;
@@ -436,15 +437,17 @@ class Update {
 
     // Finds what is beside the parameters again: whose memory others may replace is compared at
     // every step. Where something lies elsewhere it has to be bound anew.
-    void find_moved() {
-        if (beside_is_old_) {
+    void find_moved(bool lent) {
+        if (beside_is_old_ || lent != lent_) {
             beside_.clear();
             for (std::size_t i = 0; i < entries_.size(); ++i) {
                 entries_[i].for_each_beside([&](Bound& b, const char* name) {
-                    if (!b.fixed) beside_.push_back({Fingerprint(b.view), &b, name, i});
+                    if (b.fixed || !(lent || &b == &entries_[i].copy)) return;
+                    beside_.push_back({Fingerprint(b.view), &b, name, i});
                 });
             }
             beside_is_old_ = false;
+            lent_ = lent;
         }
         for (const Beside& at : beside_) {
             bool stands = false;
@@ -731,7 +734,8 @@ class Update {
         std::size_t entry;
     };
     std::vector<Beside> beside_;
-    bool beside_is_old_ = true;  // something was bound since they were gathered
+    bool beside_is_old_ = true;  // something was bound since they were gathered,
+    bool lent_ = true;           // and whether what only its owner has was left out
     std::vector<FastTensor> fast_;
     std::vector<py::object> gradients_;  // until the step was run; and likewise
     Owners owners_;
@@ -759,7 +763,8 @@ void bind_optim(py::module_& m) {
              py::arg("max_norm") = py::none(), py::arg("check") = false, py::arg("zero") = false,
              py::arg("ema_weight") = 0.0, py::arg("seed") = py::none(),
              py::arg("rates") = py::tuple(), py::arg("scale") = py::none(),
-             py::arg("found_inf") = py::none(), py::arg("stream") = py::none())
+             py::arg("found_inf") = py::none(), py::arg("stream") = py::none(),
+             py::arg("lent") = true)
         .def("dense", &Update::dense, py::arg("i"))
         .def_property_readonly("all_stepped", &Update::all_stepped)
         .def("stepped", &Update::stepped)

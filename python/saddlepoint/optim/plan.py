@@ -60,10 +60,12 @@ class Plan:
         scale: Any = None,
         found_inf: Any = None,
         stream: int | None = None,
+        lent: bool = True,
     ) -> None:
         """One step on gradients, or on the parameters' own.
 
-        ``bind`` tells the native plan what lies beside parameters that lack it. One native call
+        ``bind`` tells the native plan what lies beside parameters that lack it. ``lent`` is
+        whether others may have what it told, besides copies, and so have moved it. One native call
         looks at memory and works on it: in between another thread could move it.
         """
         rows: list[list[float]] = []
@@ -100,6 +102,7 @@ class Plan:
             scale,
             found_inf,
             stream,
+            lent,
         )
         if missing := step():
             bind(missing)
