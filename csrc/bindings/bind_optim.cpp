@@ -242,8 +242,8 @@ class Update {
                                  std::optional<double> max_norm, bool check, bool zero,
                                  double ema_weight, std::optional<std::uint64_t> seed,
                                  const py::sequence& rates, const py::object& scale,
-                                 const py::object& found_inf,
-                                 std::optional<std::uintptr_t> stream, bool lent) {
+                                 const py::object& found_inf, std::optional<std::uintptr_t> stream,
+                                 bool lent) {
         struct AtEnd {
             Update& update;
             ~AtEnd() { update.release(); }

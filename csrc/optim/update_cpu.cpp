@@ -69,9 +69,7 @@ struct Block {
     alignas(16) unsigned char bytes[rule_bytes];
 };
 
-double sum_of(const double* x, index n, index stride) {
-    SP_PICK_ISA(sum_of, x, n, stride);
-}
+double sum_of(const double* x, index n, index stride) { SP_PICK_ISA(sum_of, x, n, stride); }
 
 double sum_of_squares(const Stream& stream, const std::vector<TensorStep>& parts) {
     index count = 0;

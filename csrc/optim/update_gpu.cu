@@ -284,8 +284,7 @@ struct Stepper::State {
 
     void start();
     Tables& tell(cudaStream_t queue, bool captured, const std::vector<Tensor>& tensors,
-                 index layout, const std::vector<double>& hyper,
-                 const std::vector<Scalar>& rates);
+                 index layout, const std::vector<double>& hyper, const std::vector<Scalar>& rates);
     void send_clocks(cudaStream_t queue);
     void wait() const;
     void fetch();
