@@ -24,6 +24,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "bindings/dlpack.hpp"
+
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
@@ -594,6 +596,31 @@ const char* emulation_fault() {
     told = faults.front();
     faults.erase(faults.begin());
     return told.c_str();
+}
+
+// Whether the device's memory holds an address.
+int emulation_holds(const void* address) {
+    const Lock lock(mutex);
+    return array_at(address) != nullptr;
+}
+
+// PyTorch's stream.
+void* emulation_stream = nullptr;
+
+// What PyTorch tells of its tensors, for those of its CPU's that stand for the device's.
+const dlpack::Exchange* emulation_exchange(const dlpack::Exchange* theirs) {
+    static int (*tensor_of)(void*, dlpack::Tensor*) = theirs->tensor_of;
+    static dlpack::Exchange ours = *theirs;
+    ours.tensor_of = [](void* object, dlpack::Tensor* out) {
+        const int status = tensor_of(object, out);
+        out->device = {dlpack::cuda, 0};
+        return status;
+    };
+    ours.current_stream = [](std::int32_t, std::int32_t, void** out) {
+        *out = emulation_stream;
+        return 0;
+    };
+    return &ours;
 }
 
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
