@@ -221,7 +221,6 @@ void fresh(void* shared, std::size_t bytes);
 const std::uint64_t* meet(const char* what, unsigned mask, std::uint64_t bits, const char* file,
                           int line);
 [[noreturn]] void fail(const char* what, const char* file, int line);
-void check_lane(const char* what, unsigned mask, int lane, const char* file, int line);
 int lane();
 
 template <class T>
@@ -234,7 +233,9 @@ std::uint64_t bits_of(T x) {
 template <class T>
 T from_lane(const char* what, unsigned mask, T x, int source, const char* file, int line) {
     const std::uint64_t* const all = meet(what, mask, bits_of(x), file, line);
-    check_lane(what, mask, source, file, line);
+    if (source < 0 || source >= 32 || !(mask >> source & 1)) {
+        fail("a shuffle from a lane that is not in its mask", file, line);
+    }
     T y;
     std::memcpy(&y, &all[source], sizeof y);
     return y;

@@ -310,8 +310,9 @@ void wait(State state, const char* what, unsigned mask, std::uint64_t bits, cons
 }
 
 bool together(const Fiber& a, const Fiber& b) {
-    return a.state == b.state && a.line == b.line && std::strcmp(a.what, b.what) == 0 &&
-           std::strcmp(a.file, b.file) == 0;
+    return a.state == b.state && a.mask == b.mask && a.line == b.line &&
+           (a.what == b.what || std::strcmp(a.what, b.what) == 0) &&
+           (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
 std::string waits(const Fiber& f) {
@@ -327,16 +328,14 @@ bool let_warp_go(int w, int count) {
     const int n = std::min(warp, count - w * warp);
     for (int l = 0; l < n; ++l) {
         if (lanes[l].state != State::at_warp) continue;
-        const Fiber first = lanes[l];
-        bool all = true;
-        for (int k = 0; k < warp && all; ++k) {
-            if (first.mask >> k & 1) {
-                all = k < n && together(lanes[k], first) && lanes[k].mask == first.mask;
-            }
+        const unsigned mask = lanes[l].mask;
+        bool all = n == warp || mask >> n == 0;
+        for (int k = 0; k < n && all; ++k) {
+            all = !(mask >> k & 1) || together(lanes[k], lanes[l]);
         }
         if (!all) continue;
         for (int k = 0; k < n; ++k) {
-            if (!(first.mask >> k & 1)) continue;
+            if (!(mask >> k & 1)) continue;
             of_warp[w][k] = lanes[k].bits;
             lanes[k].state = State::ready;
         }
@@ -547,12 +546,6 @@ const std::uint64_t* emulation::meet(const char* what, unsigned mask, std::uint6
         fail((std::string(what) + " with a mask without itself").c_str(), file, line);
     wait(State::at_warp, what, mask, bits, file, line);
     return of_warp[number(*running) / warp];
-}
-
-void emulation::check_lane(const char* what, unsigned mask, int lane, const char* file, int line) {
-    if (lane < 0 || lane >= warp || !(mask >> lane & 1)) {
-        fail((std::string(what) + " from a lane that is not in the mask").c_str(), file, line);
-    }
 }
 
 void emulation::fail(const char* what, const char* file, int line) {
