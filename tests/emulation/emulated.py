@@ -126,7 +126,7 @@ class Emulation(TorchFunctionMode):
             result = func(*args, **kwargs)
             if not there:
                 return result
-            own = {id(x) for x in given if isinstance(x, torch.Tensor)}
+            own = {id(x) for x in given if isinstance(x, torch.Tensor) and name != "to"}
             filled = "empty" not in name
             return tree_map(
                 lambda x: (
