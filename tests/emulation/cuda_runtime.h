@@ -192,7 +192,7 @@ struct Shape {
 };
 
 // Runs `call` once for each thread, or keeps it if the stream is being captured. `function` is the
-// kernel's address where the source names but a pointer to it.
+// kernel where the source has a pointer to it, or null.
 void launch(const char* name, const void* function, const Shape&, std::function<void()> call);
 void allow_shared(const void* function, std::size_t bytes);
 
@@ -209,8 +209,8 @@ struct Launcher {
     }
 };
 template <class K>
-Launcher<K> launcher(const char* name, const Shape& shape, K kernel) {
-    return {name, nullptr, shape, kernel};
+Launcher<K> launcher(const char* name, const void* function, const Shape& shape, K kernel) {
+    return {name, function, shape, kernel};
 }
 
 void* dynamic_memory();

@@ -1,14 +1,16 @@
 """A plugin of pytest that lends the tests of the CUDA path an emulated device.
 
 `saddlepoint` finds its CUDA build beside that device's runtime, and tensors of a PyTorch without
-CUDA can lie on the device: their numbers are in its memory, and PyTorch's own functions work on them
-on the CPU. Graphs hold the package's work alone.
+CUDA can lie on the device: their numbers are in its memory, where PyTorch's own functions work on
+them on the CPU. Graphs hold the package's work alone.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
+import subprocess
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,12 +43,29 @@ def check(status: int) -> None:
 def _exchange() -> Any:
     """PyTorch's functions for others than Python, which say that a tensor is the device's."""
     new, get = ctypes.pythonapi.PyCapsule_New, ctypes.pythonapi.PyCapsule_GetPointer
-    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    new.restype, new.argtypes = (
+        ctypes.py_object,
+        [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
+    )
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     name = b"dlpack_exchange_api"
     runtime.emulation_exchange.restype = ctypes.c_void_p
     runtime.emulation_exchange.argtypes = [ctypes.c_void_p]
-    return new(runtime.emulation_exchange(get(torch.Tensor.__dlpack_c_exchange_api__, name)), name, None)
+    return new(
+        runtime.emulation_exchange(get(torch.Tensor.__dlpack_c_exchange_api__, name)), name, None
+    )
+
+
+def fault() -> str:
+    """The oldest that was not told yet, with the place in the source; empty without one."""
+    text = (runtime.emulation_fault() or b"").decode()
+    found = re.search(r" \(([^()]*)\+(0x[0-9a-f]+)\)$", text)
+    if found is None:
+        return text
+    library, at = found.groups()
+    command = ["addr2line", "-C", "-f", "-i", "-e", library, at]
+    place = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return text[: found.start()] + "\n" + place
 
 
 class Emulated(torch.Tensor):
@@ -194,7 +213,9 @@ def graph(g: CUDAGraph) -> Iterator[None]:
             yield
         finally:
             Emulation.capturing = False
-            check(runtime.cudaStreamEndCapture(ctypes.c_void_p(side.cuda_stream), ctypes.byref(made)))
+            check(
+                runtime.cudaStreamEndCapture(ctypes.c_void_p(side.cuda_stream), ctypes.byref(made))
+            )
             g.kept, captured[:] = captured[:], []
     check(runtime.cudaGraphInstantiate(ctypes.byref(g.exec), made, ctypes.c_ulonglong(0)))
 
@@ -209,5 +230,5 @@ def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with Emulation():
         yield
     # Some faults have no call that could report them: what was written beside an array, say.
-    faults = [f.decode() for f in iter(runtime.emulation_fault, None)]
-    assert not faults, "\n".join(faults)
+    faults = "\n".join(iter(fault, ""))
+    assert not faults, faults

@@ -6,7 +6,6 @@
 // kernel does wrong ends its launch, and is told as the runtime's error and by emulation_fault.
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
-#include <cxxabi.h>
 #include <dlfcn.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -203,23 +202,40 @@ std::string where() {
     _longjmp(home, 2);
 }
 
-void on_signal(int signal, siginfo_t* info, void*);
+void on_signal(int signal, siginfo_t* info, void* context);
 constexpr int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
 struct sigaction before[4];
 
+// The instruction, for addr2line.
+std::string instruction(const void* context) {
+    const auto& machine = static_cast<const ucontext_t*>(context)->uc_mcontext;
+#if defined(__x86_64__)
+    const auto at = static_cast<std::uintptr_t>(machine.gregs[REG_RIP]);
+#elif defined(__aarch64__)
+    const auto at = static_cast<std::uintptr_t>(machine.pc);
+#else
+    const std::uintptr_t at = 0;
+#endif
+    Dl_info info{};
+    if (!dladdr(reinterpret_cast<void*>(at), &info) || !info.dli_fname) return "";
+    char text[32];
+    std::snprintf(text, sizeof text, "+0x%zx)",
+                  std::size_t(at - reinterpret_cast<std::uintptr_t>(info.dli_fbase)));
+    return " (" + std::string(info.dli_fname) + text;
+}
+
 // What was there before, Python's faulthandler say, sees what is not ours.
-void on_signal(int signal, siginfo_t* info, void*) {
+void on_signal(int signal, siginfo_t* info, void* context) {
     if (!at_work) {
         for (int k = 0; k < 4; ++k) {
             if (signals[k] == signal) sigaction(signal, &before[k], nullptr);
         }
         return;
     }
-    if (signal == SIGSEGV || signal == SIGBUS) {
-        leave("no access to " + place_of(info->si_addr));
-    }
-    if (signal == SIGFPE) leave("division by zero");
-    leave("an address that is not a multiple of what it should be, or an index out of bounds");
+    std::string what = "an address that no such number can have, or an index out of bounds";
+    if (signal == SIGSEGV || signal == SIGBUS) what = "no access to " + place_of(info->si_addr);
+    if (signal == SIGFPE) what = "division by zero";
+    leave(what + instruction(context));
 }
 
 void watch_signals() {
@@ -399,16 +415,6 @@ bool run_block(int count) {
     }
 }
 
-std::string name_of(const char* name, const void* function) {
-    Dl_info info{};
-    if (function && dladdr(function, &info) && info.dli_sname) name = info.dli_sname;
-    int status = 0;
-    char* const plain = abi::__cxa_demangle(name, nullptr, nullptr, &status);
-    std::string text = status == 0 ? plain : name;
-    std::free(plain);
-    return text;
-}
-
 void run_kernel(const std::string& name, const emulation::Shape& shape,
                 const std::function<void()>& call) {
     const Lock lock(mutex);
@@ -520,7 +526,7 @@ void emulation::launch(const char* name, const void* function, const Shape& shap
         last_error = cudaErrorInvalidConfiguration;
         return;
     }
-    now_or_later(shape.stream, [text = name_of(name, function), shape, call = std::move(call)] {
+    now_or_later(shape.stream, [text = std::string(name), shape, call = std::move(call)] {
         run_kernel(text, shape, call);
     });
 }
