@@ -735,7 +735,7 @@ class Update {
     };
     std::vector<Beside> beside_;
     bool beside_is_old_ = true;  // something was bound since they were gathered,
-    bool lent_ = true;           // and whether what only its owner has was left out
+    bool lent_ = true;           // and what was never lent is among them
     std::vector<FastTensor> fast_;
     std::vector<py::object> gradients_;  // until the step was run; and likewise
     Owners owners_;

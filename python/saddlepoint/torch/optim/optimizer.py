@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd.graph import increment_version
 from torch.nn.parameter import is_lazy
-from torch.optim import optimizer as hooks
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ...errors import brief, expected, instance, number
 from ...kinds import device_of
@@ -197,7 +197,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     @staticmethod
     def profile_hook_step(step: Callable[..., Any]) -> Callable[..., Any]:
-        """``step`` with its hooks and its range in a profile, for which PyTorch takes 12 µs."""
+        """PyTorch's, which takes longer than a small step, where it has something to tell."""
         hooked = torch.optim.Optimizer.profile_hook_step(step)
 
         @wraps(step)
@@ -206,8 +206,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 torch._C._autograd._profiler_enabled()
                 or self._optimizer_step_pre_hooks
                 or self._optimizer_step_post_hooks
-                or hooks._global_optimizer_pre_hooks
-                or hooks._global_optimizer_post_hooks
+                or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks
             )
             return (hooked if heard else step)(self, *given, **named)
 
