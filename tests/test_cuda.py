@@ -110,6 +110,18 @@ def test_sanitize_the_pipeline_has_the_same_bits(
             assert_array_equal(got, wanted)
 
 
+def test_a_norm_of_more_slabs_than_lanes(rng: np.random.Generator) -> None:
+    host = [rng.standard_normal(5).astype(np.float32) for _ in range(700)]
+    device = [there(p) for p in host]
+    on_host, on_device = optim.SGD(host, max_norm=1.0), optim.SGD(device, max_norm=1.0)
+    grads = [rng.standard_normal(5).astype(np.float32) for _ in host]
+    on_host.step(grads)
+    on_device.step([there(g) for g in grads])
+    assert on_device.grad_norm == on_host.grad_norm
+    for p, q in zip(host, device, strict=True):
+        assert_array_equal(gather(q), p)
+
+
 def test_sanitize_a_step_that_is_not_finite_is_skipped() -> None:
     p = there(np.ones(1000, np.float32))
     optimizer = optim.Adam(p, lr=0.1, check_finite=True)
@@ -140,6 +152,33 @@ def test_torch_parameters_on_the_device(dtype: str, options: dict[str, Any]) -> 
             assert not p.grad.any()
         results.append(p.detach().cpu())
     assert torch.equal(*results)
+
+
+def test_what_moves_between_steps_on_the_device() -> None:
+    """The device is told where arrays lie: anew when one of them lies elsewhere."""
+    torch.manual_seed(0)
+    start, grads = torch.randn(2, 33, 65), torch.randn(7, 2, 33, 65)
+    results = []
+    for device in ("cpu", "cuda"):
+        params = [torch.nn.Parameter(s.to(device)) for s in start.clone()]
+        optimizer = ours.AdamW(params, lr=0.01, ema_decay=0.5)
+        for k, given in enumerate(grads.to(device)):
+            for p, g in zip(params, given, strict=True):
+                p.grad = g.clone()
+            if k == 1:
+                params[0].grad = given[0].t().contiguous().t()
+            elif k == 2:
+                params[0].grad = None
+            elif k == 3:
+                params[1].data = params[1].detach().clone()
+            elif k == 4:
+                state = optimizer.state[params[1]]["exp_avg"]
+                state.data = state.clone()
+            elif k == 5:
+                optimizer.ema[0].data = optimizer.ema[0].t().contiguous().t()
+            optimizer.step()
+        results.append([x.detach().cpu() for x in (*params, *optimizer.ema)])
+    assert all(map(torch.equal, *results))
 
 
 def test_a_step_in_a_cuda_graph() -> None:

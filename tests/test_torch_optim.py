@@ -15,10 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 import saddlepoint.torch.optim as ours
 from test_optim import NAMES, rows
@@ -707,6 +712,25 @@ def test_arguments_that_change_between_steps() -> None:
     assert_as_torch(scenario)
 
 
+def test_numbers_that_change_in_place() -> None:
+    def run(in_place: bool) -> list[Tensor]:
+        params = parameters((3, 2), (4,))
+        decay: Any = np.array(0.1)
+        optimizer = ours.AdamW(params, lr=torch.tensor(0.1), betas=[0.5, 0.9], weight_decay=decay)
+        group = optimizer.param_groups[0]
+        steps(optimizer, params, range(2))
+        if in_place:
+            group["betas"][0] = 0.8
+            group["weight_decay"] += 0.1
+            group["lr"].mul_(0.5)
+        else:
+            group.update(betas=(0.8, 0.9), weight_decay=0.2, lr=0.05)
+        steps(optimizer, params, range(2, 4))
+        return [p.detach() for p in params]
+
+    assert all(map(torch.equal, run(True), run(False)))
+
+
 def test_group_added_after_steps() -> None:
     def scenario(optimizers: Any) -> list[Tensor]:
         params = parameters((3, 2), (4,))
@@ -846,6 +870,34 @@ def test_hooks_around_a_step() -> None:
         return list(params)
 
     assert_as_torch(scenario)
+
+
+def test_hooks_of_all_optimizers() -> None:
+    (p,) = parameters((3,))
+    optimizer = ours.SGD([p], lr=0.1)
+    seen: list[str] = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda opt, *_: seen.append("before")),
+        register_optimizer_step_post_hook(lambda opt, *_: seen.append("after")),
+    ]
+    try:
+        optimizer.step()
+        handles.pop(0).remove()
+        optimizer.step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    optimizer.step()
+    assert seen == ["before", "after", "after"]
+
+
+def test_a_step_has_its_range_in_a_profile() -> None:
+    (p,) = parameters((3,))
+    optimizer = ours.SGD([p], lr=0.1)
+    optimizer.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert [e.count for e in profile.key_averages() if e.key == "Optimizer.step#SGD.step"] == [1]
 
 
 def test_hooks_around_state_dicts() -> None:
@@ -994,6 +1046,26 @@ def test_zeroed_gradients_know_that_they_were_changed() -> None:
     optimizer.step()
     assert torch.equal(p.grad, torch.zeros(3))
     assert p.grad._version > version
+
+
+def test_zeroed_gradients_are_compared_when_they_come_and_move() -> None:
+    params = parameters((3,), (3,), (3,))
+    optimizer = ours.SGD(params, lr=0.1, zero_grads=True)
+    shared, *others = (torch.ones(3) for _ in range(3))
+
+    def step(*grads: Tensor | None) -> None:
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+        optimizer.step()
+
+    step(shared, *others)
+    step(None, others[0], shared)  # where the first one was
+    before = [p.detach().clone() for p in params]
+    for _ in range(2):  # what was refused is refused again
+        with pytest.raises(ValueError, match="grads: expected memory of its own"):
+            step(shared, others[0], shared)  # back at its old place
+    assert all(map(torch.equal, params, before))
+    step(shared, *others)
 
 
 def test_step_where_gradients_are_off() -> None:

@@ -101,6 +101,53 @@ def test_what_moves_is_followed(which: str, move: Callable[[Tensor], None], many
     assert run(True) == run(False)
 
 
+# What others could have moved is looked at: how they come to a tensor of the state.
+LENT: dict[str, Callable[[Any, nn.Parameter, Any], Tensor]] = {
+    "by a mapping from before the first step": lambda o, p, early: early[p]["exp_avg"],
+    "by the state": lambda o, p, _: o.state[p]["exp_avg"],
+    "by a state dict": lambda o, p, _: o.state_dict()["state"][0]["exp_avg"],
+    "by what is pickled": lambda o, p, _: o.__getstate__()["state"][p]["exp_avg"],
+    "as an average": lambda o, p, _: o.ema[0],
+}
+
+
+@pytest.mark.parametrize("how", LENT)
+def test_what_was_lent_may_move_at_any_time(how: str) -> None:
+    def run(moves: bool) -> Any:
+        params = parameters("Adam")
+        optimizer = ours.Adam(params, lr=0.1, ema_decay=0.5)
+        optimizer.load_state_dict(optimizer.state_dict())  # lends nothing, since there is nothing
+        early = optimizer.state if "before" in how else None
+        steps(optimizer, params, range(2))
+        lent = LENT[how](optimizer, params[0], early)
+        steps(optimizer, params, range(2, 4))
+        if moves:
+            elsewhere(lent)
+        steps(optimizer, params, range(4, 6))
+        return contents([params, optimizer.ema, optimizer.state_dict()["state"]])
+
+    assert run(True) == run(False)
+
+
+def test_a_state_of_the_dict_that_was_loaded_is_lent() -> None:
+    """AMSGrad's, which is first worked on where the group is told to."""
+
+    def run(moves: bool) -> Any:
+        params = parameters("Adam")
+        first, second = (ours.Adam(params, lr=0.1, amsgrad=amsgrad) for amsgrad in (True, False))
+        steps(first, params, range(2))
+        saved = first.state_dict()
+        second.load_state_dict({**saved, "param_groups": second.state_dict()["param_groups"]})
+        second.param_groups[0]["amsgrad"] = True
+        steps(second, params, range(2, 4))
+        if moves:
+            elsewhere(saved["state"][0]["max_exp_avg_sq"])
+        steps(second, params, range(4, 6))
+        return contents([params, second.state_dict()["state"]])
+
+    assert run(True) == run(False)
+
+
 def test_memory_that_is_gone_is_named() -> None:
     p = nn.Parameter(torch.ones(4))
     low = torch.zeros(4)

@@ -234,6 +234,7 @@ class Update {
 
     // Runs a step on gradients: a sequence with None where there is none, or None for the
     // parameters' own `.grad`. `hyper` has a row of numbers for each row that the parameters name.
+    // What is beside them and never was `lent` only its owner could have moved, but for copies.
     // Gives the parameters whose arrays are missing or lie elsewhere than they did; nothing was
     // done then, and they have to be bound.
     std::vector<std::size_t> run(const py::object& grads,
@@ -241,8 +242,8 @@ class Update {
                                  std::optional<double> max_norm, bool check, bool zero,
                                  double ema_weight, std::optional<std::uint64_t> seed,
                                  const py::sequence& rates, const py::object& scale,
-                                 const py::object& found_inf,
-                                 std::optional<std::uintptr_t> stream) {
+                                 const py::object& found_inf, std::optional<std::uintptr_t> stream,
+                                 bool lent) {
         struct AtEnd {
             Update& update;
             ~AtEnd() { update.release(); }
@@ -271,7 +272,7 @@ class Update {
         options.found_inf = scalar(found_inf, "found_inf", numbers);
         std::vector<Scalar> scalars;
         for (const auto& rate : rates) scalars.push_back(scalar(rate, "lr", numbers));
-        const std::vector<std::size_t> missing = collect(grads, zero);
+        const std::vector<std::size_t> missing = collect(grads, zero, lent);
         if (!missing.empty()) return missing;
         {
             // While others run they may replace the memory of what they own: hold it, where that
@@ -281,8 +282,8 @@ class Update {
             if (others_run || others_may_have_run_ || !numbers.empty()) refuse_moved(numbers);
             std::optional<py::gil_scoped_release> unlocked;
             if (others_run) unlocked.emplace();
-            stepper_.step(stream ? foreign_stream(*stream) : current_stream(), tensors_, rows,
-                          scalars, options);
+            stepper_.step(stream ? foreign_stream(*stream) : current_stream(), tensors_, layout_,
+                          rows, scalars, options);
         }
         if (!backend_is_cuda() && !stepper_.skipped()) {
             for (std::size_t i = 0; i < entries_.size(); ++i) {
@@ -328,7 +329,7 @@ class Update {
 
    private:
     // Takes the gradients, and looks at all that a step reads and writes. Gives what is missing.
-    std::vector<std::size_t> collect(const py::object& grads, bool zero) {
+    std::vector<std::size_t> collect(const py::object& grads, bool zero, bool lent) {
         const bool own = grads.is_none();
         py::object fast;
         if (!own) {
@@ -345,7 +346,7 @@ class Update {
         others_may_have_run_ = false;
         const std::size_t count = entries_.size();
         gradients_.assign(count, py::object());
-        find_moved();
+        find_moved(lent);
         for (std::size_t i = 0; i < count; ++i) {
             PyObject* const p = fast_[i].object;
             const PyGetSetDef* const get = fast_[i].grad;
@@ -369,21 +370,22 @@ class Update {
         }
         if (!missing.empty()) return missing;
         check_overlaps();
-        read_clocks();
+        if (lent) read_clocks();
         for (std::size_t i = 0; i < count; ++i) {
-            // Gradients at their old places were compared with what is written before.
-            const void* const data = gradients_[i] ? tensors_[i].gradient.data : nullptr;
-            if (data == compared_at_[i] || !data) continue;
+            // Gradients at their old places were compared before.
+            void* const data = gradients_[i] ? tensors_[i].gradient.data : nullptr;
+            if (data == compared_at_[i]) continue;
+            compared_at_[i] = nullptr;
+            if (!data) continue;
+            apart_ = false;
             const char* const at = static_cast<const char*>(data);
             const FastTensor& known = fast_[i];
             if (!known.gradient || !written_.clear_of(at + known.before, at + known.after)) {
-                View view = entries_[i].gradient.view;
-                view.data = const_cast<void*>(data);
-                written_.check_read(view, "grads");
+                written_.check_read(gradient_now(i), "grads");
             }
             compared_at_[i] = data;
         }
-        if (zero) refuse_shared_gradients();
+        if (zero && !apart_) refuse_shared_gradients();
         return missing;
     }
 
@@ -435,15 +437,17 @@ class Update {
 
     // Finds what is beside the parameters again: whose memory others may replace is compared at
     // every step. Where something lies elsewhere it has to be bound anew.
-    void find_moved() {
-        if (beside_is_old_) {
+    void find_moved(bool lent) {
+        if (beside_is_old_ || lent != lent_) {
             beside_.clear();
             for (std::size_t i = 0; i < entries_.size(); ++i) {
                 entries_[i].for_each_beside([&](Bound& b, const char* name) {
-                    if (!b.fixed) beside_.push_back({Fingerprint(b.view), &b, name, i});
+                    if (b.fixed || !(lent || &b == &entries_[i].copy)) return;
+                    beside_.push_back({Fingerprint(b.view), &b, name, i});
                 });
             }
             beside_is_old_ = false;
+            lent_ = lent;
         }
         for (const Beside& at : beside_) {
             bool stands = false;
@@ -558,20 +562,19 @@ class Update {
     }
 
     void take_gradient(Entry& e, std::size_t i, const py::object& g, bool zero) {
-        Bound& b = e.gradient;
-        b.object = g;
+        Bound& b = e.gradient;  // without its object, which is not ours to keep
         bool changed = true;
         try {
             if (e.gradient_type == Py_TYPE(g.ptr())) {
-                changed = b.refresh("grads", owners_);
+                changed = b.view.refresh(g, "grads");
             } else {
                 refuse_wrappers(g, "grads");
                 b.view = peek(g, "grads");
-                b.pass_owner(owners_);
                 e.gradient_type = Py_TYPE(g.ptr());
             }
+            b.pass_owner(owners_);
         } catch (py::error_already_set&) {
-            if (py::cast<bool>(py::getattr(b.object, "is_sparse", py::bool_(false)))) {
+            if (py::cast<bool>(py::getattr(g, "is_sparse", py::bool_(false)))) {
                 raise_type("grads", "a dense array", "a sparse one");
             }
             throw;
@@ -596,15 +599,20 @@ class Update {
     void refuse_shared_gradients() {
         others_may_have_run_ = true;
         Overlaps gradients;
-        std::vector<View> views(entries_.size());
         for (std::size_t i = 0; i < entries_.size(); ++i) {
             if (!gradients_[i]) continue;
-            views[i] = entries_[i].gradient.view;
-            views[i].data = tensors_[i].gradient.data;
-            check_no_overlap_within(views[i], "grads");
-            gradients.writes(views[i], "grads");
+            const View& view = gradient_now(i);
+            check_no_overlap_within(view, "grads");
+            gradients.writes(view, "grads");
         }
         gradients.check();
+        apart_ = true;
+    }
+
+    const View& gradient_now(std::size_t i) {
+        View& view = entries_[i].gradient.view;
+        view.data = tensors_[i].gradient.data;
+        return view;
     }
 
     // Compares all that is written, once it has moved.
@@ -640,6 +648,7 @@ class Update {
         for (const Bound& s : e.states) arrays.states.push_back(place(s));
         e.layout.lay_out(arrays, tensors_[i]);
         e.laid_out = true;
+        ++layout_;
     }
 
     // Whether what has a gradient is so large, on average, that to hold it takes a fiftieth of its
@@ -705,18 +714,17 @@ class Update {
     }
 
     void release() {
-        for (Entry& e : entries_) {
-            if (e.gradient.object) e.gradient.object = py::object();
-        }
         gradients_.clear();
         owners_.clear();
     }
 
     std::vector<Entry> entries_;
     std::vector<Tensor> tensors_;
+    index layout_ = 0;  // of the tensors, numbered through
     Stepper stepper_;
     Overlaps written_;
     std::vector<const void*> compared_at_;  // where each gradient was when it was last compared
+    bool apart_ = false;  // they were also compared with each other since one came or moved
     int rows_ = 0;
     // An array beside a parameter, by all that is read of it again at every step.
     struct Beside {
@@ -726,7 +734,8 @@ class Update {
         std::size_t entry;
     };
     std::vector<Beside> beside_;
-    bool beside_is_old_ = true;  // something was bound since they were gathered
+    bool beside_is_old_ = true;  // something was bound since they were gathered,
+    bool lent_ = true;           // and what was never lent is among them
     std::vector<FastTensor> fast_;
     std::vector<py::object> gradients_;  // until the step was run; and likewise
     Owners owners_;
@@ -754,7 +763,8 @@ void bind_optim(py::module_& m) {
              py::arg("max_norm") = py::none(), py::arg("check") = false, py::arg("zero") = false,
              py::arg("ema_weight") = 0.0, py::arg("seed") = py::none(),
              py::arg("rates") = py::tuple(), py::arg("scale") = py::none(),
-             py::arg("found_inf") = py::none(), py::arg("stream") = py::none())
+             py::arg("found_inf") = py::none(), py::arg("stream") = py::none(),
+             py::arg("lent") = true)
         .def("dense", &Update::dense, py::arg("i"))
         .def_property_readonly("all_stepped", &Update::all_stepped)
         .def("stepped", &Update::stepped)

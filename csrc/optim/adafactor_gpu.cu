@@ -132,7 +132,7 @@ template <class T>
 __global__ void __launch_bounds__(threads) rate_kernel(const __grid_constant__ AdafactorStep<T> a) {
     if (a.skipped()) return;
     const index slabs = slabs_of(a.size);
-    const double u2 = sum_in_order(a.sums, slabs), p2 = sum_in_order(a.sums + slabs, slabs);
+    const double u2 = sum_of(a.sums, slabs), p2 = sum_of(a.sums + slabs, slabs);
     if (threadIdx.x != 0) return;
     Adafactor<T>& rule = a.rule();
     const double rms_u = std::sqrt(u2 / double(a.size)), rms_p = std::sqrt(p2 / double(a.size));

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(threads)
 template <class T>
 __global__ void __launch_bounds__(threads)
     inverse_kernel(const index slabs, const double* const sums, const double eps, T* const factor) {
-    const double norm = std::sqrt(sum_in_order(sums, slabs));
+    const double norm = std::sqrt(sum_of(sums, slabs));
     if (threadIdx.x == 0) *factor = T(1.0 / std::max(norm, eps));
 }
 

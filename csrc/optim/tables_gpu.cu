@@ -59,37 +59,6 @@ bool same(const std::vector<X>& a, const std::vector<X>& b) {
            (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(X)) == 0);
 }
 
-// All of the tensors but where their gradients are.
-void describe(const std::vector<Tensor>& tensors, std::size_t rows, std::vector<index>& key) {
-    key.clear();
-    key.push_back(index(rows));
-    key.push_back(index(tensors.size()));
-    for (const Tensor& t : tensors) {
-        const auto numbers = [&](const index* n) {
-            key.push_back(n != nullptr);
-            if (n) key.insert(key.end(), n, n + t.axes);
-        };
-        const auto array = [&](const Strided& a) {
-            key.push_back(index(a.dtype));
-            numbers(a.strides);
-        };
-        for (index n : {t.size, index(t.axes), index(t.rule), index(t.hyper), t.id}) {
-            key.push_back(n);
-        }
-        numbers(t.extents);
-        numbers(t.logical);
-        array(t.gradient);
-        for (const Strided* a : {&t.p, &t.ema, &t.copy, &t.remainder}) {
-            key.push_back(reinterpret_cast<index>(a->data));
-            array(*a);
-        }
-        for (const Strided& a : t.state) {
-            key.push_back(reinterpret_cast<index>(a.data));
-            array(a);
-        }
-    }
-}
-
 }  // namespace
 
 void write(cudaStream_t queue, void* device, const void* host, std::size_t bytes) {
@@ -223,17 +192,17 @@ void send(cudaStream_t queue, const void* device, const std::vector<X>& now, std
 
 }  // namespace
 
-void Tables::tell(cudaStream_t queue, const std::vector<Tensor>& tensors,
+void Tables::tell(cudaStream_t queue, const std::vector<Tensor>& tensors, index layout,
                   const std::vector<double>& hyper, const std::vector<Scalar>& rates) {
     const std::size_t rows = hyper.size() / max_hyper;
-    describe(tensors, rows, new_key_);
-    if (!same(new_key_, key_)) {
-        key_.clear();
+    if (layout != layout_ || rows != rows_) {
+        layout_ = -1;
         gradients_.clear();
         hyper_.clear();
         rates_.clear();
         lay_out(queue, tensors, rows);
-        std::swap(key_, new_key_);
+        layout_ = layout;
+        rows_ = rows;
     }
     new_gradients_.clear();
     for (const Tensor& t : tensors) new_gradients_.push_back(t.gradient.data);

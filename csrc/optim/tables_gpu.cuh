@@ -59,7 +59,8 @@ struct Group {
 
 class Tables {
    public:
-    void tell(cudaStream_t queue, const std::vector<Tensor>& tensors,
+    // As Stepper::step takes them.
+    void tell(cudaStream_t queue, const std::vector<Tensor>& tensors, index layout,
               const std::vector<double>& hyper, const std::vector<Scalar>& rates);
     // Without clocks and status, which outlast the tables.
     const Device& device() const { return device_; }
@@ -74,7 +75,8 @@ class Tables {
     Pieces slabs_{};
     std::vector<Group> groups_;
     // As told, and room to write down what is to be told.
-    std::vector<index> key_, new_key_;
+    index layout_ = -1;
+    std::size_t rows_ = 0;
     std::vector<void*> gradients_, new_gradients_;
     std::vector<double> hyper_;
     std::vector<Rate> rates_, new_rates_;

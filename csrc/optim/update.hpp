@@ -64,9 +64,10 @@ class Stepper {
     explicit Stepper(std::size_t tensors);
     ~Stepper();
 
-    // Tensors without a gradient stay as they are. `hyper` has rows of max_hyper numbers, the rate
-    // first; `rates` has a number for each row that replaces it where there is one.
-    void step(const Stream& stream, const std::vector<Tensor>& tensors,
+    // Tensors without a gradient stay as they are. `layout` is another number where anything of
+    // them but their gradients' addresses is not as it was. `hyper` has rows of max_hyper numbers,
+    // the rate first; `rates` has a number for each row that replaces it where there is one.
+    void step(const Stream& stream, const std::vector<Tensor>& tensors, index layout,
               const std::vector<double>& hyper, const std::vector<Scalar>& rates,
               const StepOptions& options);
 

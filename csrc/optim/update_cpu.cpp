@@ -69,6 +69,8 @@ struct Block {
     alignas(16) unsigned char bytes[rule_bytes];
 };
 
+double sum_of(const double* x, index n, index stride) { SP_PICK_ISA(sum_of, x, n, stride); }
+
 double sum_of_squares(const Stream& stream, const std::vector<TensorStep>& parts) {
     index count = 0;
     for (const TensorStep& part : parts) count += slabs_of(part.tensor->size);
@@ -85,9 +87,7 @@ double sum_of_squares(const Stream& stream, const std::vector<TensorStep>& parts
                       }
                   });
     });
-    double sum = 0.0;
-    for (double p : partial) sum += p;
-    return sum;
+    return sum_of(partial.data(), count, 1);
 }
 
 template <class R>
@@ -100,11 +100,8 @@ constexpr SetNorms norm_setters[][2] = {SP_RULES(SP_SET)};
 #undef SP_SET
 
 void set_norms(const TensorStep& part, const double* sums) {
-    double p2 = 0.0, direction2 = 0.0;
-    for (index s = 0; s < slabs_of(part.tensor->size); ++s) {
-        p2 += sums[2 * s];
-        direction2 += sums[2 * s + 1];
-    }
+    const index slabs = slabs_of(part.tensor->size);
+    const double p2 = sum_of(sums, slabs, 2), direction2 = sum_of(sums + 1, slabs, 2);
     const bool wide = part.tensor->p.dtype == Dtype::f64;
     norm_setters[part.tensor->rule][wide](part.rule, p2, direction2);
 }
@@ -238,7 +235,7 @@ void Stepper::set_clock(std::size_t tensor, const Clock& clock) { state_->clocks
 double Stepper::norm() const { return state_->norm; }
 bool Stepper::skipped() const { return state_->skipped; }
 
-void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
+void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors, index /*layout*/,
                    const std::vector<double>& numbers, const std::vector<Scalar>& rates,
                    const StepOptions& options) {
     std::vector<double> hyper = numbers;

@@ -50,6 +50,7 @@ constexpr index slab = 16384;
                       index end);                                                               \
     void prepare_piece(const TensorStep&, double factor, index begin, index end, double* sums); \
     double squares(const Tensor&, const Strided&, index begin, index end);                      \
+    double sum_of(const double* x, index n, index stride);                                      \
     }
 SP_FOR_EACH_ISA(SP_DECLARE)
 #undef SP_DECLARE

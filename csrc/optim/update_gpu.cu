@@ -96,8 +96,8 @@ __global__ void __launch_bounds__(threads) norms_kernel(const __grid_constant__ 
         const int tensor = u.pieces.tensors[piece];
         if (d.gradients[tensor] == nullptr) continue;
         const index first = u.pieces.first[piece], count = slabs_of(d.items[tensor].size);
-        const double p2 = sum_in_order(d.sums + first, count);
-        const double direction2 = sum_in_order(d.sums + u.pieces.total + first, count);
+        const double p2 = sum_of(d.sums + first, count);
+        const double direction2 = sum_of(d.sums + u.pieces.total + first, count);
         if (threadIdx.x == 0) reinterpret_cast<R*>(&d.blocks[tensor])->set_norms(p2, direction2);
     }
 }
@@ -176,12 +176,6 @@ __device__ void decide(const Question& q, double sum, Status& status) {
     status.factor = factor;
 }
 
-__global__ void __launch_bounds__(threads)
-    decide_kernel(const __grid_constant__ Device d, const index slabs, const Question q) {
-    const double sum = sum_in_order(d.sums, slabs);
-    if (threadIdx.x == 0) decide(q, sum, *d.status);
-}
-
 template <template <class> class R>
 __device__ void build(bool wide, Block& out, const double* h, index step, double* carry) {
     if (wide) {
@@ -191,15 +185,22 @@ __device__ void build(bool wide, Block& out, const double* h, index step, double
     }
 }
 
-// A step's scalars. Without a norm this is the first kernel, and what there is to decide comes down
-// to this.
-constexpr int few = 64;  // threads, so that tensors spread over the device
-__global__ void __launch_bounds__(few)
-    begin_kernel(const __grid_constant__ Device d, const Question q) {
+// A step's scalars. Every block decides for itself, which is faster than to wait for one that does;
+// the first one writes it down.
+constexpr int few = 64;  // tensors of a block, so that they spread over the device
+__global__ void __launch_bounds__(threads)
+    begin_kernel(const __grid_constant__ Device d, const index slabs, const Question q) {
+    __shared__ int skipped;
+    const double sum = q.norm ? sum_of(d.sums, slabs) : 0.0;
+    if (threadIdx.x == 0) {
+        Status own{};
+        Status& status = blockIdx.x == 0 ? *d.status : own;
+        decide(q, sum, status);
+        skipped = status.skipped;
+    }
+    __syncthreads();
     const int tensor = int(blockIdx.x * few + threadIdx.x);
-    if (tensor == 0 && !q.norm) decide(q, 0.0, *d.status);
-    if (tensor >= d.count || d.gradients[tensor] == nullptr) return;
-    if (q.norm ? d.status->skipped != 0 : q.found()) return;
+    if (skipped || threadIdx.x >= few || tensor >= d.count || !d.gradients[tensor]) return;
     const Item& item = d.items[tensor];
     double h[max_hyper];
     for (int k = 0; k < max_hyper; ++k) h[k] = d.hyper[item.hyper * max_hyper + k];
@@ -283,7 +284,7 @@ struct Stepper::State {
 
     void start();
     Tables& tell(cudaStream_t queue, bool captured, const std::vector<Tensor>& tensors,
-                 const std::vector<double>& hyper, const std::vector<Scalar>& rates);
+                 index layout, const std::vector<double>& hyper, const std::vector<Scalar>& rates);
     void send_clocks(cudaStream_t queue);
     void wait() const;
     void fetch();
@@ -345,17 +346,18 @@ void Stepper::State::send_clocks(cudaStream_t queue) {
 }
 
 Tables& Stepper::State::tell(cudaStream_t queue, bool captured, const std::vector<Tensor>& tensors,
-                             const std::vector<double>& hyper, const std::vector<Scalar>& rates) {
+                             index layout, const std::vector<double>& hyper,
+                             const std::vector<Scalar>& rates) {
     if (!captured) {
         if (queued && last != queue) check(cudaStreamWaitEvent(queue, done), "cudaStreamWaitEvent");
-        tables.tell(queue, tensors, hyper, rates);
+        tables.tell(queue, tensors, layout, hyper, rates);
         send_clocks(queue);
         return tables;
     }
     if (queued) check(cudaEventSynchronize(done), "cudaEventSynchronize");
     of_graphs.push_back(std::make_unique<Tables>());
     Tables& own = *of_graphs.back();
-    own.tell(side, tensors, hyper, rates);
+    own.tell(side, tensors, layout, hyper, rates);
     send_clocks(side);
     check(cudaStreamSynchronize(side), "cudaStreamSynchronize");
     return own;
@@ -414,7 +416,7 @@ bool Stepper::skipped() const {
     return state_->status.skipped != 0;
 }
 
-void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
+void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors, index layout,
                    const std::vector<double>& hyper, const std::vector<Scalar>& rates,
                    const StepOptions& options) {
     const DeviceGuard guard;
@@ -425,7 +427,7 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
     check(cudaStreamIsCapturing(queue, &capture), "cudaStreamIsCapturing");
     const bool captured = capture != cudaStreamCaptureStatusNone;
     s.start();
-    const Tables& tables = s.tell(queue, captured, tensors, hyper, rates);
+    const Tables& tables = s.tell(queue, captured, tensors, layout, hyper, rates);
     s.behind = true;
 
     Device device = tables.device();
@@ -433,17 +435,13 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
     device.status = s.device_status();
     const Question question{options.unscale,   options.max_norm, options.scale,
                             options.found_inf, options.norm,     options.check};
-    if (options.norm) {
-        const Pieces& slabs = tables.slabs();
-        if (slabs.total > 0) {
-            squares_kernel<<<grid(stream, slabs.total, 1), threads, 0, queue>>>(device, slabs);
-            check(cudaGetLastError(), "norm");
-        }
-        decide_kernel<<<1, threads, 0, queue>>>(device, slabs.total, question);
+    const Pieces& all = tables.slabs();
+    if (options.norm && all.total > 0) {
+        squares_kernel<<<grid(stream, all.total, 1), threads, 0, queue>>>(device, all);
         check(cudaGetLastError(), "norm");
     }
     const auto blocks = unsigned(std::max<std::size_t>(1, (tensors.size() + few - 1) / few));
-    begin_kernel<<<blocks, few, 0, queue>>>(device, question);
+    begin_kernel<<<blocks, threads, 0, queue>>>(device, all.total, question);
     check(cudaGetLastError(), "step");
     for (const Group& group : tables.groups()) {
         const Update u = update_of(device, group.chunks, options);
@@ -474,7 +472,6 @@ void Stepper::step(const Stream& stream, const std::vector<Tensor>& tensors,
         }
         launches[group.rule][group.wide](stream, group.plain, u);
     }
-    const Pieces& all = tables.slabs();
     if (options.zero && (options.check || options.found_inf.data) && all.total > 0) {
         clear_kernel<<<grid(stream, all.total, 1), threads, 0, queue>>>(device, all);
         check(cudaGetLastError(), "clear");

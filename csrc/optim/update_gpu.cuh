@@ -238,22 +238,12 @@ __device__ __forceinline__ double folded(double sum, int width) {
     return sum;
 }
 
-// The sum from the first to the last, in thread 0.
-__device__ __forceinline__ double sum_in_order(const double* x, index n) {
-    constexpr int most = 4 * threads;
-    __shared__ double part[most];
+// The sum of slabs' sums by the same lanes, in thread 0.
+__device__ __forceinline__ double sum_of(const double* x, index n) {
     double sum = 0.0;
-    for (index base = 0; base < n; base += most) {
-        const int count = n - base < most ? int(n - base) : most;
-        for (int i = int(threadIdx.x); i < count; i += threads) part[i] = x[base + i];
-        __syncthreads();
-        if (threadIdx.x == 0) {
-#pragma unroll 8
-            for (int i = 0; i < count; ++i) sum += part[i];
-        }
-        __syncthreads();
-    }
-    return sum;
+#pragma unroll 16
+    for (index i = index(threadIdx.x); i < n; i += threads) sum += x[i];
+    return folded(sum, threads);
 }
 
 }  // namespace optim_cuda

@@ -415,6 +415,13 @@ double squares(const Tensor& t, const Strided& o, index begin, index end) {
                                  : squares_typed<float>(t, o, begin, end);
 }
 
+// Of slabs' sums, by the same lanes.
+double sum_of(const double* x, index n, index stride) {
+    double lane[lanes] = {};
+    for (index i = 0; i < n; ++i) lane[i % lanes] += x[i * stride];
+    return folded(lane, n);
+}
+
 template <class R, std::size_t... I>
 void prepare_with(const TensorStep& part, typename R::scalar factor, index begin, index end,
                   double* sums, std::index_sequence<I...>) {

@@ -83,6 +83,7 @@ class Update:
         scale: _Array | None = None,
         found_inf: _Array | None = None,
         stream: int | None = None,
+        lent: bool = True,
     ) -> list[int]: ...
     def set_clock(self, i: int, steps: int, carry: list[float]) -> None: ...
     @property

@@ -89,6 +89,8 @@ def path_of(name: str, value: Any) -> Path:
 
 def number(name: str, value: Any) -> float:
     """A real number of Python or NumPy, or an array of one; TypeError for anything else."""
+    if type(value) is float:
+        return value
     if isinstance(value, Real) or math.prod(getattr(value, "shape", (0,))) == 1:
         try:
             return float(value)

@@ -8,7 +8,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd.graph import increment_version
 from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ...errors import brief, expected, instance, number
 from ...kinds import device_of
@@ -161,12 +162,15 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """
         with self._lock:
             self._show_clocks()
+            self._lent = True
             return self._state
 
     @state.setter
     def state(self, given: Mapping[Tensor, Any]) -> None:
         with self._lock:
             self._state = _State(given, _Changes(self._lock))
+            # Whether others may have a tensor of the state: only then it can move.
+            self._lent = bool(given)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as ``torch.optim.Optimizer.add_param_group``."""
@@ -190,6 +194,24 @@ class Optimizer(Rule, torch.optim.Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+
+    @staticmethod
+    def profile_hook_step(step: Callable[..., Any]) -> Callable[..., Any]:
+        """PyTorch's, which takes longer than a small step, where it has something to tell."""
+        hooked = torch.optim.Optimizer.profile_hook_step(step)
+
+        @wraps(step)
+        def told(self: Optimizer, *given: Any, **named: Any) -> Any:
+            heard = (
+                torch._C._autograd._profiler_enabled()
+                or self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks
+            )
+            return (hooked if heard else step)(self, *given, **named)
+
+        return told
 
     def _flat(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -364,7 +386,11 @@ class Optimizer(Rule, torch.optim.Optimizer):
             loss_scale=factor,
             scale=scale,
             found_inf=getattr(self, "found_inf", None),
-            stream=torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None,
+            # torch.cuda.current_stream makes an object of it first.
+            stream=torch._C._cuda_getCurrentRawStream(device.index)
+            if device.type == "cuda"
+            else None,
+            lent=self._lent,
         )
 
     # Opaque to torch.compile: a graph break, not a trace through the native plan. As PyTorch's own
@@ -467,6 +493,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         if self._options.ema_decay is None:
             raise ValueError(expected("ema", "ema_decay to be set", "None"))
         with self._lock:
+            self._lent = True
             for p in self._flat():
                 if not is_lazy(p) and "ema" not in self._state.get(p, {}):
                     wide = torch.float64 if p.dtype == torch.float64 else torch.float32
@@ -487,13 +514,13 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """PyTorch's layout; averages and remainders are among the states."""
         with self._lock:
             self._show_clocks()
-            own = self._state
+            own, lent = self._state, self._lent or bool(self._state)
             # As plain dicts, which any loader takes. The base class packs `self.state`.
             self._state = cast(Any, {p: dict(entry) for p, entry in own.items() if entry})
             try:
                 saved: dict[str, Any] = super().state_dict()
             finally:
-                self._state = own
+                self._state, self._lent = own, lent
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -605,6 +632,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
                     slot = self._slot(name, tuple(local.shape), tuple(strides), dtype)
                     slots.setdefault(local.device, []).append(slot)
                     begun.append((p, name))
+                # What is not to be made here is the dict's, which others have.
+                self._lent = self._lent or not entry.keys() <= {*names, *self._numbers()}
                 if entry:
                     self._state[p] = entry
         made = {device: iter(_tensors(device, of)) for device, of in slots.items()}
