@@ -227,6 +227,8 @@ def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("synchronize", synchronize), ("CUDAGraph", CUDAGraph), ("graph", graph),
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, mine)
+    raw = "_cuda_getCurrentRawStream"
+    monkeypatch.setattr(torch._C, raw, lambda device: current.value or 0, raising=False)
     with Emulation():
         yield
     # Some faults have no call that could report them: what was written beside an array, say.
