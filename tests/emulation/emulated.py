@@ -112,6 +112,10 @@ def placed(x: torch.Tensor, filled: bool = True) -> torch.Tensor:
     return there.as_subclass(Emulated).requires_grad_(x.requires_grad)
 
 
+# Functions that take tensors of both devices.
+ACROSS = ("to", "copy_", "__getitem__", "__setitem__")
+
+
 def is_cuda(x: Any) -> bool:
     return isinstance(x, (str, torch.device)) and torch.device(x).type == "cuda"
 
@@ -133,6 +137,12 @@ class Emulation(TorchFunctionMode):
                 return args[0].clone().as_subclass(torch.Tensor) if there else args[0]
             if name == "cuda":
                 return placed(args[0])
+            plain = (
+                isinstance(x, torch.Tensor) and not isinstance(x, Emulated) and x.ndim > 0
+                for x in given
+            )
+            if there and name not in ACROSS and any(plain):
+                raise RuntimeError(f"{name}: expected all tensors on one device")
             wanted = [kwargs["device"]] if kwargs.get("device") is not None else []
             if name == "to":
                 wanted += [x for x in args[1:] if isinstance(x, (str, torch.device))]
