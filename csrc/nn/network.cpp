@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "ops/gather.hpp"
+
 SP_BEGIN
 
 namespace {
@@ -105,16 +107,14 @@ void Pass<T>::evaluate(const Batch& batch, const T* theta, T* buffers, bool upda
 
 template <class T>
 void Pass<T>::gather(const Context& context, const Batch& batch) const {
-    const index n = plan_.rows;
-    for_rows<rows::Gather<T>>(context, {batch.x, batch.indices, gathered_, spec_.inputs}, 1, n);
-    if (batch.targets.labels) {
-        for_rows<rows::Gather<std::int32_t>>(
-            context, {batch.targets.labels, batch.indices, gathered_labels_, 1}, 1, n);
-    }
-    if (batch.targets.values) {
-        for_rows<rows::Gather<T>>(
-            context, {batch.targets.values, batch.indices, gathered_targets_, spec_.outputs}, 1, n);
-    }
+    const auto pick = [&](const auto* from, auto* to, index columns) {
+        if (from) {
+            gather_rows(context, plan_.rows, columns * index(sizeof *to), from, batch.indices, to);
+        }
+    };
+    pick(batch.x, gathered_, spec_.inputs);
+    pick(batch.targets.labels, gathered_labels_, 1);
+    pick(batch.targets.values, gathered_targets_, spec_.outputs);
 }
 
 template <class T>
