@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import saddlepoint as sp
 import saddlepoint.torch.optim as ours
 from saddlepoint import nn, norm, optim, vector
+from saddlepoint.nn.evaluator import Evaluator
 from saddlepoint.vector import Vector, gather
 from test_optim import CASES, IDS
 
@@ -445,6 +446,38 @@ def test_networks(normalized: bool, dtype: str, rng: np.random.Generator) -> Non
         (on_gpu.hvp(there(v[:, 0].copy())), here.hvp(v[:, 0])),
     ):
         assert_allclose(gather(got), wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [20, 700])  # one block of a sum, and more
+def test_sanitize_products_of_a_block(rows: int, dtype: str, rng: np.random.Generator) -> None:
+    net = nn.Sequential(nn.Linear(9, 20), nn.Tanh(), nn.Linear(20, 33), nn.ReLU(), nn.Linear(33, 4))
+    x = rng.standard_normal((rows, 9)).astype(dtype)
+    y = rng.integers(0, 4, rows)
+    objective = sp.NetworkObjective(net, nn.CrossEntropy(), x, y, dtype=dtype, device="cuda")
+    at = objective.linearize(there(net.init(0, dtype).theta))
+    v = np.asfortranarray(rng.standard_normal((net.size, 5)).astype(dtype))
+    single = np.stack([gather(at.hvp(there(column.copy()))) for column in v.T], axis=1)
+    # The same sums, in orders that cuBLAS picks by the size of a product.
+    tolerance = 50 * EPS[dtype] * np.abs(single).max()
+    assert_allclose(gather(at.hvp(there(v))), single, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 4, 300])  # words of 4 bytes, and of 16
+def test_sanitize_the_rows_of_a_batch(columns: int, rng: np.random.Generator) -> None:
+    net = nn.Sequential(nn.Linear(columns, 2))
+    x = rng.standard_normal((50, columns)).astype(np.float32)
+    picked = rng.integers(0, 50, 300)
+    params = net.init(0)
+    host, device = (Evaluator(net, None, x.dtype, where) for where in ("cpu", "cuda"))
+    outputs = [np.empty((300, 2), np.float32) for _ in range(2)]
+    host.evaluate(x[picked], None, params.theta, params.buffers, frozen=True, outputs=outputs[0])
+    out = there(outputs[1])
+    arrays = (there(x), None, there(params.theta), there(params.buffers))
+    indices = Vector._from_host(picked, "cuda")
+    device.evaluate(*arrays, frozen=True, indices=indices, outputs=out)
+    tolerance = 2 * columns * EPS["float32"] * np.abs(outputs[0]).max()
+    assert_allclose(gather(out), outputs[0], rtol=0, atol=tolerance)
 
 
 def test_training_and_verdict(rng: np.random.Generator) -> None:

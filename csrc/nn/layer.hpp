@@ -42,7 +42,7 @@ enum class Level { value, gradient, product };
 struct Job {
     double work;
     std::function<void(const Context&)> gradient;
-    std::function<void(const Context&, index direction)> product;
+    std::function<void(const Context&, Range directions)> product;
 };
 
 template <class T>

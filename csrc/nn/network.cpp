@@ -134,17 +134,19 @@ void Pass<T>::reserve_tangents(index directions) {
     plan_.tangents.place(placed_at_, directions);
 }
 
-// Directions 0: the gradient. Members take jobs in turn, the largest first.
+// Directions 0: the gradient. Members take jobs in turn, the largest first, and one direction of a
+// job at a time; one member alone takes all of them at once.
 template <class T>
 void Pass<T>::run_jobs(const Context& context, index directions) const {
     const index jobs = static_cast<index>(plan_.jobs.size());
-    const index count = directions == 0 ? jobs : jobs * directions;
+    const index each = context.size == 1 ? directions : 1;
+    const index count = directions == 0 ? jobs : jobs * (directions / each);
     for (index i = context.rank; i < count; i += context.size) {
         const Job& job = plan_.jobs[i % jobs];
         if (directions == 0) {
             job.gradient(context);
         } else {
-            job.product(context, i / jobs);
+            job.product(context, {i / jobs * each, (i / jobs + 1) * each});
         }
     }
 }

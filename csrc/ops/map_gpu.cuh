@@ -99,7 +99,7 @@ __device__ __forceinline__ void add_element(const F& f, double (&sum)[F::sums],
     f(sum, *at[I]...);
 }
 
-// Partial sums laid out (block, direction, sum, column).
+// Partial sums laid out (block, direction, sum, column); a single block's are the totals.
 template <class F>
 __global__ void __launch_bounds__(tile* lanes)
     sum_kernel(const F f, const Extent extent, const Operands<F> operands, const index each,
@@ -120,7 +120,10 @@ __global__ void __launch_bounds__(tile* lanes)
             }
         }
         add_lanes(sum, shared);
-        if (column < extent.columns && threadIdx.y == 0) {
+        if (column >= extent.columns || threadIdx.y != 0) continue;
+        if (blocks == 1) {
+            f.finish(sum, d, column);
+        } else {
             double* to = partial + (block * extent.directions + d) * F::sums * extent.columns;
             for (int s = 0; s < F::sums; ++s) to[s * extent.columns + column] = sum[s];
         }
@@ -150,7 +153,7 @@ __global__ void __launch_bounds__(tile* lanes)
 }  // namespace cuda_kernels
 
 // Rows in a block of a sum: at most 256 blocks, whatever the device.
-inline index rows_per_block(index rows) { return std::max<index>(128, (rows + 255) / 256); }
+inline index rows_per_block(index rows) { return std::max<index>(256, (rows + 255) / 256); }
 
 template <class F>
 void map(const Context& context, const F& f, const Extent& extent, const Operands<F>& operands) {
@@ -188,6 +191,7 @@ void reduce_columns(const Context& context, const F& f, const Extent& extent,
                                             blocks, partial);
         check(cudaGetLastError(), "reduce_columns");
     }
+    if (blocks == 1) return;
     const unsigned n = grid(context.stream, tiles * extent.directions, 1);
     finish_kernel<<<n, shape, 0, stream>>>(f, extent, blocks, partial);
     check(cudaGetLastError(), "reduce_columns");
