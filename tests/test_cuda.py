@@ -51,6 +51,29 @@ def test_sanitize_vectors(n: int, dtype: str, rng: np.random.Generator) -> None:
     assert_array_equal(gather(on_y), y)
 
 
+def test_vectors_on_the_current_stream() -> None:
+    x = torch.randn(1024, 1024, device="cuda") / 32
+
+    def chain() -> torch.Tensor:
+        y = x
+        for _ in range(30):
+            y = torch.tanh(y @ x)
+        return y
+
+    wanted = 2 * chain() + 3 * x
+    for other in (x, there(x.cpu().numpy())):  # of one stream, and of two
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            y = chain()  # still running when we are called
+            vector.scale(2.0, y)
+            vector.axpy(3.0, other, y)
+            square = vector.dot(y, other)
+            z = y.clone()
+        torch.cuda.synchronize()
+        assert torch.equal(z, wanted)
+        assert square == pytest.approx((wanted.double() * x.double()).sum().item(), rel=1e-9)
+
+
 def same_path(
     name: str, arguments: dict[str, Any], dtype: str, rng: np.random.Generator
 ) -> Iterator[tuple[Array, Array]]:
