@@ -31,24 +31,21 @@ class Streams {
     void go(F&& f) const {
         const py::gil_scoped_release release;
         const bool mixed = foreign_ && ours_;
-        if (mixed) order(current_stream(), stream_);
+        if (mixed) stream_.wait_for(current_stream());
         f(stream_);
-        if (mixed) order(stream_, current_stream());
+        if (mixed) current_stream().wait_for(stream_);
     }
 
     // What gives a number, and so waits for it: on our own stream, whose scratch is our thread's.
     template <class F>
     double ask(F&& f) const {
         const py::gil_scoped_release release;
-        if (foreign_) order(stream_, current_stream());
-        return f(current_stream());
+        const Stream ours = current_stream();
+        if (foreign_) ours.wait_for(stream_);
+        return f(ours);
     }
 
    private:
-    static void order(const Stream& before, const Stream& after) {
-        make_consumer_wait(before, std::intptr_t(stream_handle(after)));
-    }
-
     Stream stream_ = current_stream();
     bool foreign_ = false, ours_ = false;  // whether arrays are of other streams, and of our own
 };

@@ -51,7 +51,7 @@ std::unique_ptr<Layer<T>> make_layer(const LayerSpec& spec, Plan<T>& plan, Signa
 template <class T>
 Pass<T>::Pass(const Stream& stream, const NetworkSpec& spec, index rows, Level level, bool frozen,
               bool input_gradient, std::shared_ptr<Scratch> scratch)
-    : stream_(stream), spec_(spec), scratch_(std::move(scratch)) {
+    : home_(stream), stream_(stream), spec_(spec), scratch_(std::move(scratch)) {
     plan_.rows = rows;
     plan_.level = level;
     plan_.frozen = frozen;
@@ -78,9 +78,11 @@ template <class T>
 void Pass<T>::evaluate(const Batch& batch, const T* theta, T* buffers, bool update_buffers,
                        double weight, T* gradient, bool accumulate) {
     if (values_.data() == nullptr) {
-        values_ = Buffer(stream_, bytes());
+        values_ = allocate(bytes());
         plan_.values.place(values_.data(), 1);
     }
+    recording_.clear();
+    asked_ = recorded_ = {};
     weight_ = weight;
     plan_.theta.value = const_cast<T*>(theta);  // written to by nobody
     plan_.theta.gradient = gradient;
@@ -125,9 +127,23 @@ double Pass<T>::loss() const {
 }
 
 template <class T>
+void Pass<T>::work_on(const Stream& stream) {
+    home_.wait_for(stream_);
+    stream_ = stream;
+    stream_.wait_for(home_);
+}
+
+template <class T>
+Buffer Pass<T>::allocate(std::size_t bytes) const {
+    Buffer buffer(home_, bytes);
+    stream_.wait_for(home_);
+    return buffer;
+}
+
+template <class T>
 void Pass<T>::reserve_tangents(index directions) {
     const std::size_t bytes = plan_.tangents.bytes(directions);
-    if (scratch_->buffer.bytes() < bytes) scratch_->buffer = Buffer(stream_, bytes);
+    if (scratch_->buffer.bytes() < bytes) scratch_->buffer = allocate(bytes);
     if (placed_at_ == scratch_->buffer.data() && placed_for_ == directions) return;
     placed_at_ = scratch_->buffer.data();
     placed_for_ = directions;
@@ -154,10 +170,51 @@ void Pass<T>::run_jobs(const Context& context, index directions) const {
 template <class T>
 void Pass<T>::product(const T* v, index directions, T* product, bool accumulate) {
     reserve_tangents(directions);
+    if (!replay_product(v, directions, product, accumulate)) {
+        queue_product(stream_, v, directions, product, accumulate);
+    }
+}
+
+// What is asked for a second time is recorded: its many small calls would take longer than they
+// run.
+template <class T>
+bool Pass<T>::replay_product(const T* v, index directions, T* product, bool accumulate) {
+    constexpr index most = index(1) << 22;
+    const index count = directions * spec_.parameters;
+    if (count > most || stream_.native != home_.native || !Recording::possible(stream_)) {
+        return false;
+    }
+    const Asked asked{directions, accumulate, placed_at_};
+    const bool again = asked == asked_;
+    asked_ = asked;
+    if (!again) return false;
+    const bool made = asked == recorded_;
+    if (!made) {
+        recording_.clear();
+        recorded_vectors_ = allocate(2 * count * sizeof(T));
+        recorded_ = asked;
+    }
+    T* const own = static_cast<T*>(recorded_vectors_.data());
+    if (!made) {
+        recording_.record(stream_, [&](const Stream& stream) {
+            queue_product(stream, own, directions, own + count, accumulate);
+        });
+    }
+    if (!recording_) return false;
+    copy(own, v, count);
+    if (accumulate) copy(own + count, product, count);
+    recording_.replay(stream_);
+    copy(product, own + count, count);
+    return true;
+}
+
+template <class T>
+void Pass<T>::queue_product(const Stream& stream, const T* v, index directions, T* product,
+                            bool accumulate) {
     plan_.theta.tangent = const_cast<T*>(v);
     plan_.theta.gradient_tangent = product;
     plan_.accumulate = accumulate;
-    run(stream_, 6.0 * double(directions) * work_, [&](const Context& context) {
+    run(stream, 6.0 * double(directions) * work_, [&](const Context& context) {
         over_rows(context, [&](const Context& part) {
             layers_->forward_tangent(part, directions);
             loss_->tangent(part, directions, T(weight_ / double(plan_.rows)));

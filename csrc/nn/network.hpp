@@ -2,6 +2,7 @@
 // products with the Hessian at that point.
 #pragma once
 
+#include "core/recording.hpp"
 #include "nn/layer.hpp"
 #include "nn/loss.hpp"
 
@@ -25,6 +26,11 @@ class Pass {
    public:
     Pass(const Stream& stream, const NetworkSpec& spec, index rows, Level level, bool frozen,
          bool input_gradient, std::shared_ptr<Scratch> scratch);
+
+    // Calls from now on work on this stream. The memory is of the one that the pass was made on,
+    // which waits for the others once it is worked on again.
+    void work_on(const Stream& stream);
+    void work_at_home() { work_on(home_); }
 
     // Bytes that the first evaluation takes, and the products with a block of directions.
     std::size_t bytes() const { return plan_.values.bytes(1); }
@@ -63,12 +69,27 @@ class Pass {
             slab_by_slab(context, plan_.rows, f);
         }
     }
+    Buffer allocate(std::size_t bytes) const;
     void reserve_tangents(index directions);
+    void queue_product(const Stream& stream, const T* v, index directions, T* product,
+                       bool accumulate);
+    bool replay_product(const T* v, index directions, T* product, bool accumulate);
     void gather(const Context& context, const Batch& batch) const;
     void run_jobs(const Context& context, index directions) const;
     void copy(T* to, const T* from, index count) const;
 
-    Stream stream_;
+    // What of a product a recording is good for, until the next evaluation.
+    struct Asked {
+        index directions = 0;
+        bool accumulate = false;
+        const void* tangents = nullptr;
+        bool operator==(const Asked& o) const {
+            return directions == o.directions && accumulate == o.accumulate &&
+                   tangents == o.tangents;
+        }
+    };
+
+    Stream home_, stream_;
     NetworkSpec spec_;
     Plan<T> plan_;
     Signal<T> input_;
@@ -82,6 +103,9 @@ class Pass {
     void* placed_at_ = nullptr;
     index placed_for_ = 0;
     double weight_ = 1.0, work_ = 0.0;
+    Asked asked_, recorded_;
+    Buffer recorded_vectors_;  // v and the product, which a recording cannot have anew
+    Recording recording_;
 };
 
 SP_END

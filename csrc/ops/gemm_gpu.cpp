@@ -33,6 +33,7 @@ struct Products {
 struct Library {
     int (*create)(Handle*);
     int (*set_stream)(Handle, cudaStream_t);
+    int (*set_workspace)(Handle, void*, std::size_t);
     int (*property)(int type, int* value);
     const char* (*status)(int);
     Products<float> f32;
@@ -67,6 +68,7 @@ Library load() {
     Library l;
     find(library, "cublasCreate_v2", l.create);
     find(library, "cublasSetStream_v2", l.set_stream);
+    find(library, "cublasSetWorkspace_v2", l.set_workspace);
     find(library, "cublasGetProperty", l.property);
     find(library, "cublasGetStatusString", l.status);
     find(library, "cublasSgemm_v2_64", l.f32.one);
@@ -88,13 +90,23 @@ void check_blas(int status, const char* what) {
     if (status != 0) throw DeviceError(std::string(what) + ": " + library().status(status));
 }
 
-// The default math mode: float products are float's, without TF32.
+// As much as cuBLAS takes for itself on the newest devices.
+constexpr std::size_t workspace_bytes = std::size_t(32) << 20;
+
+// The default math mode: float products are float's, without TF32. With memory of ours to work in,
+// since in a recording it would ask for some within each product.
 Handle handle(Native& n) {
     if (n.blas == nullptr) {
         Handle made = nullptr;
         check_blas(library().create(&made), "cublasCreate");
-        check_blas(library().set_stream(made, n.stream), "cublasSetStream");
+        check(cudaMalloc(&n.blas_workspace, workspace_bytes), "cudaMalloc");
         n.blas = made;
+    }
+    if (n.blas_stream != n.stream) {
+        check_blas(library().set_stream(n.blas, n.stream), "cublasSetStream");
+        check_blas(library().set_workspace(n.blas, n.blas_workspace, workspace_bytes),
+                   "cublasSetWorkspace");
+        n.blas_stream = n.stream;
     }
     return n.blas;
 }
