@@ -1,4 +1,6 @@
 // Networks bound to rows: evaluation, products with the Hessian, and the four methods for tests.
+#include <pybind11/stl.h>
+
 #include <atomic>
 
 #include "bindings/bind.hpp"
