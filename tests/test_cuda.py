@@ -7,6 +7,7 @@ enough for compute-sanitizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -489,7 +490,48 @@ def test_sanitize_products_of_a_block(rows: int, dtype: str, rng: np.random.Gene
     assert_allclose(gather(at.hvp(there(v))), single, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("columns", [1, 3, 4, 300])  # words of 4 bytes, and of 16
+@pytest.mark.parametrize("batch_size", [None, 32])  # one pass, and two that add up
+def test_sanitize_products_again_and_elsewhere(
+    batch_size: int | None, rng: np.random.Generator
+) -> None:
+    net = nn.Sequential(nn.Linear(9, 20), nn.BatchNorm(20), nn.Tanh(), nn.Linear(20, 4))
+    x, y = rng.standard_normal((64, 9)), rng.integers(0, 4, 64)
+    how = {"batch_size": batch_size, "dtype": "float64"}
+    host = sp.NetworkObjective(net, nn.CrossEntropy(), x, y, **how)
+    device = sp.NetworkObjective(net, nn.CrossEntropy(), x, y, **how, device="cuda")
+    thetas = [net.init(seed, "float64").theta for seed in range(2)]
+    here = [host.linearize(theta) for theta in thetas]
+    on_gpu = [device.linearize(there(theta)) for theta in thetas]
+    for turn in range(8):  # the first as they come, later ones from a recording
+        v = np.asfortranarray(rng.standard_normal((net.size, 1 + turn // 4)))
+        for at, wanted_at in zip(on_gpu, here, strict=True):
+            wanted = wanted_at.hvp(v)
+            got = gather(at.hvp(there(v)))
+            assert_allclose(got, wanted, rtol=0, atol=1e-13 * np.abs(wanted).max())
+
+
+def test_products_from_two_threads(rng: np.random.Generator) -> None:
+    net = nn.Sequential(nn.Linear(30, 200), nn.Tanh(), nn.Linear(200, 4))
+    x, y = rng.standard_normal((500, 30)), rng.integers(0, 4, 500)
+    objective = sp.NetworkObjective(net, nn.CrossEntropy(), x, y, dtype="float64", device="cuda")
+    at = objective.linearize(there(net.init(0, "float64").theta))
+    vectors = [there(rng.standard_normal(net.size)) for _ in range(2)]
+    wanted = [gather(at.hvp(v)) for v in vectors]
+
+    def products(v: Vector) -> list[Array]:
+        return [gather(product) for product in [at.hvp(v) for _ in range(20)]]
+
+    with ThreadPoolExecutor(2) as pool:
+        others = list(pool.map(products, vectors))
+    for product, several, mine in zip(wanted, others, map(products, vectors), strict=True):
+        for one in several + mine:
+            assert_allclose(one, product, rtol=0, atol=1e-13 * np.abs(product).max())
+    with ThreadPoolExecutor(1) as pool:  # made there, read here
+        product = pool.submit(at.hvp, vectors[0]).result()
+        assert_allclose(gather(product), wanted[0], rtol=0, atol=1e-13 * np.abs(wanted[0]).max())
+
+
+@pytest.mark.parametrize("columns", [1, 3, 4, 1200])  # words of 4 bytes, and of 16
 def test_sanitize_the_rows_of_a_batch(columns: int, rng: np.random.Generator) -> None:
     net = nn.Sequential(nn.Linear(columns, 2))
     x = rng.standard_normal((50, columns)).astype(np.float32)

@@ -98,8 +98,8 @@ void launch_map(const Stream& stream, const F& f, const Extent& extent,
     const index all = index(blocks) * threads;
     const Extent step{all / packs.columns / packs.rows, all / packs.columns % packs.rows,
                       all % packs.columns};
-    map_kernel<width>
-        <<<blocks, threads, 0, native(stream).stream>>>(f, packs, extent.columns, operands, step);
+    const auto kernel = map_kernel<width, F>;
+    kernel<<<blocks, threads, 0, native(stream).stream>>>(f, packs, extent.columns, operands, step);
     check(cudaGetLastError(), "map");
 }
 
