@@ -531,6 +531,23 @@ def test_products_from_two_threads(rng: np.random.Generator) -> None:
         assert_allclose(gather(product), wanted[0], rtol=0, atol=1e-13 * np.abs(wanted[0]).max())
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (33, 70), (300, 5)])  # inputs, outputs
+@pytest.mark.parametrize("rows", [1, 40, 130])
+def test_sanitize_products_of_small_matrices(
+    shape: tuple[int, int], rows: int, rng: np.random.Generator
+) -> None:
+    net = nn.Sequential(nn.Linear(*shape), nn.Sigmoid(), nn.Linear(shape[1], 3))
+    x, y = rng.standard_normal((rows, shape[0])), rng.standard_normal((rows, 3))
+    theta, v = net.init(0, "float64").theta, rng.standard_normal(net.size)
+    host, device = (
+        sp.NetworkObjective(net, nn.MeanSquaredError(), x, y, dtype="float64", device=where)
+        for where in ("cpu", "cuda")
+    )
+    here, on_gpu = host.linearize(theta), device.linearize(there(theta))
+    for got, wanted in ((on_gpu.gradient, here.gradient), (on_gpu.hvp(there(v)), here.hvp(v))):
+        assert_allclose(gather(got), wanted, rtol=0, atol=1e-13 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize("columns", [1, 3, 4, 1200])  # words of 4 bytes, and of 16
 def test_sanitize_the_rows_of_a_batch(columns: int, rng: np.random.Generator) -> None:
     net = nn.Sequential(nn.Linear(columns, 2))

@@ -7,6 +7,7 @@
 
 #include "core/gpu.hpp"
 #include "ops/gemm_gpu.hpp"
+#include "ops/gemm_small_gpu.hpp"
 
 SP_BEGIN
 
@@ -144,34 +145,40 @@ void set_library_path(const char* file) {
     path = given;
 }
 
-// cuBLAS is column-major, where our arrays are the transposes: c^T = op(b)^T op(a)^T.
-template <class T>
-void gemm(const Context& context, Transpose ta, Transpose tb, index m, index n, index k, const T* a,
-          index lda, const T* b, index ldb, T beta, T* c, index ldc) {
-    if (m == 0 || n == 0) return;
-    const T one = T(1);
-    check_blas(products<T>().one(handle(native(context.stream)), operation(tb), operation(ta), n, m,
-                                 k, &one, b, leading(ldb), a, leading(lda), &beta, c, leading(ldc)),
-               "cublasGemm");
-}
-
-// Directions whose rows follow each other, and that share the other factor, are one product.
+// cuBLAS is column-major, where our arrays are the transposes: c^T = op(b)^T op(a)^T. Directions
+// whose rows follow each other, and that share the other factor, are one product.
 template <class T>
 void gemm(const Context& context, index directions, Transpose ta, Transpose tb, index m, index n,
           index k, const Operand<T>& a, const Operand<T>& b, T beta, const Operand<T>& c) {
-    const bool stacked = ta == Transpose::no && b.direction == 0 && a.direction == m * a.row &&
-                         c.direction == m * c.row;
-    if (stacked || directions == 1) {
-        return gemm<T>(context, ta, tb, directions * m, n, k, a.data, a.row, b.data, b.row, beta,
-                       c.data, c.row);
+    if (ta == Transpose::no && b.direction == 0 && a.direction == m * a.row &&
+        c.direction == m * c.row) {
+        m *= directions;
+        directions = 1;
     }
     if (m == 0 || n == 0 || directions == 0) return;
+    if (is_small(context.stream, directions, m, n, k)) {
+        return small_gemm(context.stream, directions, ta, tb, m, n, k, a, b, beta, c);
+    }
+    const Handle blas = handle(native(context.stream));
     const T one = T(1);
-    check_blas(
-        products<T>().batched(handle(native(context.stream)), operation(tb), operation(ta), n, m, k,
-                              &one, b.data, leading(b.row), b.direction, a.data, leading(a.row),
-                              a.direction, &beta, c.data, leading(c.row), c.direction, directions),
-        "cublasGemmStridedBatched");
+    if (directions == 1) {
+        check_blas(products<T>().one(blas, operation(tb), operation(ta), n, m, k, &one, b.data,
+                                     leading(b.row), a.data, leading(a.row), &beta, c.data,
+                                     leading(c.row)),
+                   "cublasGemm");
+    } else {
+        check_blas(
+            products<T>().batched(blas, operation(tb), operation(ta), n, m, k, &one, b.data,
+                                  leading(b.row), b.direction, a.data, leading(a.row), a.direction,
+                                  &beta, c.data, leading(c.row), c.direction, directions),
+            "cublasGemmStridedBatched");
+    }
+}
+
+template <class T>
+void gemm(const Context& context, Transpose ta, Transpose tb, index m, index n, index k, const T* a,
+          index lda, const T* b, index ldb, T beta, T* c, index ldc) {
+    gemm<T>(context, 1, ta, tb, m, n, k, shared(a, lda), shared(b, ldb), beta, shared(c, ldc));
 }
 
 #define SP_INSTANTIATE(T)                                                                          \
