@@ -127,7 +127,9 @@ index tiles(index n) { return (n + tile - 1) / tile; }
 }  // namespace
 
 bool is_small(const Stream& stream, index directions, index m, index n, index k) {
-    return k <= 8 * chunk && directions * tiles(m) * tiles(n) <= native(stream).multiprocessors;
+    constexpr index most = 8 * chunk;  // terms that a multiprocessor adds for all its squares
+    return k <= most &&
+           directions * tiles(m) * tiles(n) * k <= most * native(stream).multiprocessors;
 }
 
 template <class T>
