@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 
 #include "core/stream.hpp"
 
@@ -26,6 +27,37 @@ class Recording {
 
    private:
     void* graph_ = nullptr;
+};
+
+// The recording of what was last asked for twice in a row. A key says all that it depends on, but
+// for the numbers in memory.
+template <class Key>
+class Repeated {
+   public:
+    bool again(const Key& key) {
+        const bool same = last_ == key;
+        last_ = key;
+        return same;
+    }
+    bool has(const Key& key) const { return recorded_ == key; }
+    // False where it cannot be recorded: then nothing has been done.
+    bool replay(const Stream& stream, const Key& key,
+                const std::function<void(const Stream&)>& work) {
+        if (!has(key)) {
+            recording_.record(stream, work);
+            recorded_ = key;
+        }
+        if (recording_) recording_.replay(stream);
+        return bool(recording_);
+    }
+    void forget() {
+        recording_.clear();
+        last_.reset(), recorded_.reset();
+    }
+
+   private:
+    std::optional<Key> last_, recorded_;
+    Recording recording_;
 };
 
 SP_END

@@ -56,6 +56,7 @@ struct Plan {
     Signal<T> theta;  // (columns), and (directions, columns)
     T* buffers = nullptr;
     bool update_buffers = false, accumulate = false;
+    bool first = true;  // no evaluation has come to its end in this memory
 
     Arena values, tangents;
     std::vector<Job> jobs;

@@ -81,8 +81,7 @@ void Pass<T>::evaluate(const Batch& batch, const T* theta, T* buffers, bool upda
         values_ = allocate(bytes());
         plan_.values.place(values_.data(), 1);
     }
-    recording_.clear();
-    asked_ = recorded_ = {};
+    products_.forget();
     weight_ = weight;
     plan_.theta.value = const_cast<T*>(theta);  // written to by nobody
     plan_.theta.gradient = gradient;
@@ -93,13 +92,33 @@ void Pass<T>::evaluate(const Batch& batch, const T* theta, T* buffers, bool upda
     Targets<T> targets = batch.targets;
     if (batch.indices && targets.labels) targets.labels = gathered_labels_;
     if (batch.indices && targets.values) targets.values = gathered_targets_;
+    const Evaluation key{batch.x,  batch.targets.labels, batch.targets.values, theta,  buffers,
+                         gradient, batch.indices,        update_buffers,       weight, accumulate};
+    if (can_record() && evaluations_.again(key)) {
+        Batch own = batch;
+        if (batch.indices) {
+            const std::size_t bytes = plan_.rows * sizeof(std::int64_t);
+            if (indices_.data() == nullptr) indices_ = allocate(bytes);
+            copy_on_device(stream_, indices_.data(), batch.indices, bytes);
+            own.indices = static_cast<const std::int64_t*>(indices_.data());
+        }
+        const auto work = [&](const Stream& stream) { queue_evaluation(stream, own, targets); };
+        if (evaluations_.replay(stream_, key, work)) return;
+    }
+    queue_evaluation(stream_, batch, targets);
+    plan_.first = false;
+}
+
+template <class T>
+void Pass<T>::queue_evaluation(const Stream& stream, const Batch& batch,
+                               const Targets<T>& targets) const {
     const auto within_rows = [&](const Context& context) {
         if (batch.indices) gather(context, batch);
         layers_->forward(context);
-        if (loss_) loss_->forward(context, targets, T(weight / double(plan_.rows)));
+        if (loss_) loss_->forward(context, targets, T(weight_ / double(plan_.rows)));
         if (loss_ && plan_.level != Level::value) layers_->backward(context);
     };
-    run(stream_, (plan_.level == Level::value ? 1.0 : 3.0) * work_, [&](const Context& context) {
+    run(stream, (plan_.level == Level::value ? 1.0 : 3.0) * work_, [&](const Context& context) {
         over_rows(context, within_rows);
         if (!loss_ || plan_.level == Level::value) return;
         context.sync();  // weight gradients sum over all rows
@@ -170,42 +189,20 @@ void Pass<T>::run_jobs(const Context& context, index directions) const {
 template <class T>
 void Pass<T>::product(const T* v, index directions, T* product, bool accumulate) {
     reserve_tangents(directions);
-    if (!replay_product(v, directions, product, accumulate)) {
-        queue_product(stream_, v, directions, product, accumulate);
-    }
-}
-
-// What is asked for a second time is recorded: its many small calls would take longer than they
-// run.
-template <class T>
-bool Pass<T>::replay_product(const T* v, index directions, T* product, bool accumulate) {
-    constexpr index most = index(1) << 22;
+    constexpr index most = index(1) << 22;  // numbers, whose copies take no time yet
     const index count = directions * spec_.parameters;
-    if (count > most || stream_.native != home_.native || !Recording::possible(stream_)) {
-        return false;
-    }
-    const Asked asked{directions, accumulate, placed_at_};
-    const bool again = asked == asked_;
-    asked_ = asked;
-    if (!again) return false;
-    const bool made = asked == recorded_;
-    if (!made) {
-        recording_.clear();
-        recorded_vectors_ = allocate(2 * count * sizeof(T));
-        recorded_ = asked;
-    }
-    T* const own = static_cast<T*>(recorded_vectors_.data());
-    if (!made) {
-        recording_.record(stream_, [&](const Stream& stream) {
+    const Product key{directions, accumulate, placed_at_};
+    if (count <= most && can_record() && products_.again(key)) {
+        if (!products_.has(key)) vectors_ = allocate(2 * count * sizeof(T));
+        T* const own = static_cast<T*>(vectors_.data());
+        copy(own, v, count);
+        if (accumulate) copy(own + count, product, count);
+        const auto work = [&](const Stream& stream) {
             queue_product(stream, own, directions, own + count, accumulate);
-        });
+        };
+        if (products_.replay(stream_, key, work)) return copy(product, own + count, count);
     }
-    if (!recording_) return false;
-    copy(own, v, count);
-    if (accumulate) copy(own + count, product, count);
-    recording_.replay(stream_);
-    copy(product, own + count, count);
-    return true;
+    queue_product(stream_, v, directions, product, accumulate);
 }
 
 template <class T>

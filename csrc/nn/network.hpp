@@ -2,6 +2,8 @@
 // products with the Hessian at that point.
 #pragma once
 
+#include <tuple>
+
 #include "core/recording.hpp"
 #include "nn/layer.hpp"
 #include "nn/loss.hpp"
@@ -73,21 +75,19 @@ class Pass {
     void reserve_tangents(index directions);
     void queue_product(const Stream& stream, const T* v, index directions, T* product,
                        bool accumulate);
-    bool replay_product(const T* v, index directions, T* product, bool accumulate);
+    void queue_evaluation(const Stream& stream, const Batch& batch,
+                          const Targets<T>& targets) const;
+    bool can_record() const {
+        return stream_.native == home_.native && Recording::possible(stream_);
+    }
     void gather(const Context& context, const Batch& batch) const;
     void run_jobs(const Context& context, index directions) const;
     void copy(T* to, const T* from, index count) const;
 
-    // What of a product a recording is good for, until the next evaluation.
-    struct Asked {
-        index directions = 0;
-        bool accumulate = false;
-        const void* tangents = nullptr;
-        bool operator==(const Asked& o) const {
-            return directions == o.directions && accumulate == o.accumulate &&
-                   tangents == o.tangents;
-        }
-    };
+    // What the work depends on: addresses, and what else is given by value.
+    using Evaluation = std::tuple<const T*, const std::int32_t*, const T*, const T*, const T*,
+                                  const T*, bool, bool, double, bool>;
+    using Product = std::tuple<index, bool, const void*>;
 
     Stream home_, stream_;
     NetworkSpec spec_;
@@ -103,9 +103,11 @@ class Pass {
     void* placed_at_ = nullptr;
     index placed_for_ = 0;
     double weight_ = 1.0, work_ = 0.0;
-    Asked asked_, recorded_;
-    Buffer recorded_vectors_;  // v and the product, which a recording cannot have anew
-    Recording recording_;
+    // What is asked for again is recorded: many small calls take longer than they run. The buffers
+    // hold what comes from another place each time: the indices, v and the product.
+    Buffer indices_, vectors_;
+    Repeated<Evaluation> evaluations_;
+    Repeated<Product> products_;
 };
 
 SP_END
