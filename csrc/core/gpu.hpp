@@ -22,7 +22,8 @@ struct Native {
     cudaMemPool_t pool;  // null: the device has no memory pools
     double* partial;     // scratch for sums, `partial_size` of them
     index multiprocessors;
-    void* blas = nullptr;  // a cublasHandle_t, made by the first product, and what it works in
+    double* answer = nullptr;  // of the host's, for a kernel to write: made by the first dot
+    void* blas = nullptr;      // a cublasHandle_t, made by the first product, and what it works in
     void* blas_workspace = nullptr;
     std::optional<cudaStream_t> blas_stream = {};  // that it is set to
 };
