@@ -97,8 +97,6 @@ def device_of(x: Any) -> str:
     """``"cpu"`` or ``"cuda"``, for an array of NumPy or one that speaks DLPack."""
     if type(x) is np.ndarray or getattr(x, "is_cpu", False):  # at once, for the usual ones
         return "cpu"
-    if isinstance(x, Vector):
-        return x.device
     if not hasattr(x, "__dlpack_device__") or isinstance(x, type):
         raise TypeError(expected("x", "an array (NumPy or DLPack)", type(x).__name__))
     refuse_mask("x", x)
