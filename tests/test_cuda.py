@@ -7,6 +7,7 @@ enough for compute-sanitizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 import saddlepoint as sp
 import saddlepoint.torch.optim as ours
 from saddlepoint import nn, norm, optim, vector
+from saddlepoint.nn.evaluator import Evaluator
 from saddlepoint.vector import Vector, gather
 from test_optim import CASES, IDS
 
@@ -34,7 +36,7 @@ def there(x: np.ndarray) -> Vector:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [0, 1, 31, 1000, 100_003])
+@pytest.mark.parametrize("n", [0, 1, 31, 1000, 600_003])
 def test_sanitize_vectors(n: int, dtype: str, rng: np.random.Generator) -> None:
     x, y = rng.standard_normal((2, n)).astype(dtype)
     on_x, on_y = there(x), there(y)
@@ -45,6 +47,32 @@ def test_sanitize_vectors(n: int, dtype: str, rng: np.random.Generator) -> None:
     assert_array_equal(gather(on_y), y)  # elementwise: the same bits
     vector.scale(-3.0, on_x)
     assert_array_equal(gather(on_x), x * np.array(-3.0, dtype))
+    vector.scale(-3.0, on_y.rows(slice(1, None)))  # of other alignment
+    vector.scale(-3.0, y[1:])
+    assert_array_equal(gather(on_y), y)
+
+
+def test_vectors_on_the_current_stream() -> None:
+    x = torch.randn(1024, 1024, device="cuda") / 32
+
+    def chain() -> torch.Tensor:
+        y = x
+        for _ in range(30):
+            y = torch.tanh(y @ x)
+        return y
+
+    wanted = 2 * chain() + 3 * x
+    for other in (x, there(x.cpu().numpy())):  # of one stream, and of two
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            y = chain()  # still running when we are called
+            vector.scale(2.0, y)
+            vector.axpy(3.0, other, y)
+            square = vector.dot(y, other)
+            z = y.clone()
+        torch.cuda.synchronize()
+        assert torch.equal(z, wanted)
+        assert square == pytest.approx((wanted.double() * x.double()).sum().item(), rel=1e-9)
 
 
 def same_path(
@@ -484,6 +512,96 @@ def test_networks(normalized: bool, dtype: str, rng: np.random.Generator) -> Non
         (on_gpu.hvp(there(v[:, 0].copy())), here.hvp(v[:, 0])),
     ):
         assert_allclose(gather(got), wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [20, 1500])  # one block of a sum, and more
+def test_sanitize_products_of_a_block(rows: int, dtype: str, rng: np.random.Generator) -> None:
+    net = nn.Sequential(nn.Linear(9, 20), nn.Tanh(), nn.Linear(20, 33), nn.ReLU(), nn.Linear(33, 4))
+    x = rng.standard_normal((rows, 9)).astype(dtype)
+    y = rng.integers(0, 4, rows)
+    objective = sp.NetworkObjective(net, nn.CrossEntropy(), x, y, dtype=dtype, device="cuda")
+    at = objective.linearize(there(net.init(0, dtype).theta))
+    v = np.asfortranarray(rng.standard_normal((net.size, 5)).astype(dtype))
+    single = np.stack([gather(at.hvp(there(column.copy()))) for column in v.T], axis=1)
+    # The same sums, in orders that cuBLAS picks by the size of a product.
+    tolerance = 50 * EPS[dtype] * np.abs(single).max()
+    assert_allclose(gather(at.hvp(there(v))), single, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])  # one pass, and two that add up
+def test_sanitize_products_again_and_elsewhere(
+    batch_size: int | None, rng: np.random.Generator
+) -> None:
+    net = nn.Sequential(nn.Linear(9, 20), nn.BatchNorm(20), nn.Tanh(), nn.Linear(20, 4))
+    x, y = rng.standard_normal((64, 9)), rng.integers(0, 4, 64)
+    how = {"batch_size": batch_size, "dtype": "float64"}
+    host = sp.NetworkObjective(net, nn.CrossEntropy(), x, y, **how)
+    device = sp.NetworkObjective(net, nn.CrossEntropy(), x, y, **how, device="cuda")
+    thetas = [net.init(seed, "float64").theta for seed in range(2)]
+    here = [host.linearize(theta) for theta in thetas]
+    on_gpu = [device.linearize(there(theta)) for theta in thetas]
+    for turn in range(8):  # the first as they come, later ones from a recording
+        v = np.asfortranarray(rng.standard_normal((net.size, 1 + turn // 4)))
+        for at, wanted_at in zip(on_gpu, here, strict=True):
+            wanted = wanted_at.hvp(v)
+            got = gather(at.hvp(there(v)))
+            assert_allclose(got, wanted, rtol=0, atol=1e-13 * np.abs(wanted).max())
+
+
+def test_products_from_two_threads(rng: np.random.Generator) -> None:
+    net = nn.Sequential(nn.Linear(30, 200), nn.Tanh(), nn.Linear(200, 4))
+    x, y = rng.standard_normal((500, 30)), rng.integers(0, 4, 500)
+    objective = sp.NetworkObjective(net, nn.CrossEntropy(), x, y, dtype="float64", device="cuda")
+    at = objective.linearize(there(net.init(0, "float64").theta))
+    vectors = [there(rng.standard_normal(net.size)) for _ in range(2)]
+    wanted = [gather(at.hvp(v)) for v in vectors]
+
+    def products(v: Vector) -> list[Array]:
+        return [gather(product) for product in [at.hvp(v) for _ in range(20)]]
+
+    with ThreadPoolExecutor(2) as pool:
+        others = list(pool.map(products, vectors))
+    for product, several, mine in zip(wanted, others, map(products, vectors), strict=True):
+        for one in several + mine:
+            assert_allclose(one, product, rtol=0, atol=1e-13 * np.abs(product).max())
+    with ThreadPoolExecutor(1) as pool:  # made there, read here
+        product = pool.submit(at.hvp, vectors[0]).result()
+        assert_allclose(gather(product), wanted[0], rtol=0, atol=1e-13 * np.abs(wanted[0]).max())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (33, 70), (300, 5)])  # inputs, outputs
+@pytest.mark.parametrize("rows", [1, 40, 130])
+def test_sanitize_products_of_small_matrices(
+    shape: tuple[int, int], rows: int, rng: np.random.Generator
+) -> None:
+    net = nn.Sequential(nn.Linear(*shape), nn.Sigmoid(), nn.Linear(shape[1], 3))
+    x, y = rng.standard_normal((rows, shape[0])), rng.standard_normal((rows, 3))
+    theta, v = net.init(0, "float64").theta, rng.standard_normal(net.size)
+    host, device = (
+        sp.NetworkObjective(net, nn.MeanSquaredError(), x, y, dtype="float64", device=where)
+        for where in ("cpu", "cuda")
+    )
+    here, on_gpu = host.linearize(theta), device.linearize(there(theta))
+    for got, wanted in ((on_gpu.gradient, here.gradient), (on_gpu.hvp(there(v)), here.hvp(v))):
+        assert_allclose(gather(got), wanted, rtol=0, atol=1e-13 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("columns", [1, 3, 4, 1200])  # words of 4 bytes, and of 16
+def test_sanitize_the_rows_of_a_batch(columns: int, rng: np.random.Generator) -> None:
+    net = nn.Sequential(nn.Linear(columns, 2))
+    x = rng.standard_normal((50, columns)).astype(np.float32)
+    picked = rng.integers(0, 50, 300)
+    params = net.init(0)
+    host, device = (Evaluator(net, None, x.dtype, where) for where in ("cpu", "cuda"))
+    outputs = [np.empty((300, 2), np.float32) for _ in range(2)]
+    host.evaluate(x[picked], None, params.theta, params.buffers, frozen=True, outputs=outputs[0])
+    out = there(outputs[1])
+    arrays = (there(x), None, there(params.theta), there(params.buffers))
+    indices = Vector._from_host(picked, "cuda")
+    device.evaluate(*arrays, frozen=True, indices=indices, outputs=out)
+    tolerance = 2 * columns * EPS["float32"] * np.abs(outputs[0]).max()
+    assert_allclose(gather(out), outputs[0], rtol=0, atol=tolerance)
 
 
 def test_training_and_verdict(rng: np.random.Generator) -> None:

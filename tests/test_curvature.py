@@ -153,6 +153,9 @@ def test_a_block_in_c_order_is_transposed_or_refused() -> None:
     assert_array_equal(gather(product), sp.hessian(objective, theta) @ block)
     with pytest.raises(ValueError, match="v: expected a block in Fortran order, got C order"):
         sp.hessian(objective, there["Vector"]) @ blocks["Vector"]
+    column = arrays(block[:, :1].copy())["Vector"]  # in either order
+    product = sp.hessian(objective, there["Vector"]) @ column
+    assert_array_equal(gather(product), sp.hessian(objective, theta) @ block[:, :1])
 
 
 def test_scipy_takes_the_operator_either_way() -> None:

@@ -10,6 +10,7 @@
 
 #include "bindings/bind.hpp"
 #include "bindings/overlap.hpp"
+#include "bindings/streams.hpp"
 #include "core/buffer.hpp"
 #include "norm/fused.hpp"
 #include "ops/strided.hpp"
@@ -55,8 +56,7 @@ void copy_elements(const Stream& stream, const View& a, const std::array<index, 
 // One call: its arrays, checked against x, and copies of those that lie otherwise.
 class Call {
    public:
-    Call(const py::handle& x, int channel_axis, index ghost)
-        : stream_(current_stream()), x_(look(x, "x")) {
+    Call(const py::handle& x, int channel_axis, index ghost) : x_(look(x, "x")) {
         shape.dtype = real_dtype(x_, "x");
         if (x_.shape.size() < 2) raise_value("x", "at least 2 axes", text(x_.shape));
         const int axes = int(x_.shape.size());
@@ -125,17 +125,15 @@ class Call {
     // Without the lock of Python, on the stream that the arrays' library works on.
     template <class F>
     void go(F&& f) {
-        const py::gil_scoped_release release;
-        // What came through a capsule is in order with our own stream.
-        const bool mixed = foreign_ && ours_;
-        if (mixed) make_consumer_wait(current_stream(), std::intptr_t(stream_handle(stream_)));
-        for (const auto& [a, memory] : gathered_)
-            copy_elements(stream_, *a, strides_, memory, true);
-        f(stream_);
-        for (const auto& [a, memory] : scattered_) {
-            copy_elements(stream_, *a, strides_, memory, false);
-        }
-        if (mixed) make_consumer_wait(stream_, std::intptr_t(stream_handle(current_stream())));
+        streams_.go([&](const Stream& stream) {
+            for (const auto& [a, memory] : gathered_) {
+                copy_elements(stream, *a, strides_, memory, true);
+            }
+            f(stream);
+            for (const auto& [a, memory] : scattered_) {
+                copy_elements(stream, *a, strides_, memory, false);
+            }
+        });
     }
 
    private:
@@ -179,20 +177,10 @@ class Call {
 
     // An array, and what stream it is on.
     const View& look(const py::handle& object, const char* name) {
-        const View& a = views_.emplace_back(peek(object, name, device_type() != dlpack::cpu));
+        const View& a = views_.emplace_back(streams_.look(object, name));
         if (a.shape.size() > most_axes) {
             raise_value(name, "at most " + std::to_string(most_axes) + " axes",
                         std::to_string(a.shape.size()));
-        }
-        if (!a.exchange) {
-            ours_ = true;
-        } else if (device_type() != dlpack::cpu && !foreign_) {
-            void* theirs = nullptr;
-            if (a.exchange->current_stream(device_type(), 0, &theirs) != 0) {
-                throw py::error_already_set();
-            }
-            stream_ = foreign_stream(reinterpret_cast<std::uintptr_t>(theirs));
-            foreign_ = true;
         }
         return a;
     }
@@ -212,7 +200,7 @@ class Call {
     }
 
     void* scratch(const View& a) {
-        buffers_.emplace_back(stream_, std::size_t(a.bytes()));
+        buffers_.emplace_back(streams_.stream(), std::size_t(a.bytes()));
         return buffers_.back().data();
     }
 
@@ -253,9 +241,8 @@ class Call {
         if (parts) shape.group = shape.outer / x_.shape[0] * ghost;
     }
 
-    Stream stream_;
-    bool foreign_ = false, ours_ = false;  // whether arrays are of other streams, and of our own
-    std::deque<View> views_;               // pointed to by the next
+    Streams streams_;
+    std::deque<View> views_;  // pointed to by the next
     Overlaps memory_;
     const View& x_;
     std::array<index, most_axes> strides_{};

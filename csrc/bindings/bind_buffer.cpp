@@ -79,6 +79,13 @@ void check_within(const Buffer& buffer, index offset, index bytes) {
 
 char* at(const Buffer& buffer, index offset) { return static_cast<char*>(buffer.data()) + offset; }
 
+// The calling thread's stream, after what was done to the buffer on its own.
+Stream stream_after(const Buffer& buffer) {
+    const Stream stream = current_stream();
+    stream.wait_for(buffer.stream());
+    return stream;
+}
+
 // Host memory, whatever this module's device is.
 void check_contiguous(const py::array& a, const char* name) {
     if (!(a.flags() & py::array::c_style)) raise_value(name, "a C-contiguous array", "another");
@@ -105,7 +112,7 @@ void bind_buffer(py::module_& m) {
             [](Buffer& self, const py::array& x, index offset) {
                 check_contiguous(x, "x");
                 check_within(self, offset, x.nbytes());
-                copy_from_host(current_stream(), at(self, offset), x.data(), x.nbytes());
+                copy_from_host(stream_after(self), at(self, offset), x.data(), x.nbytes());
             },
             py::arg("x"), py::arg("offset") = 0)
         .def(
@@ -114,7 +121,8 @@ void bind_buffer(py::module_& m) {
                 check_contiguous(out, "out");
                 if (!out.writeable()) raise_value("out", "a writable array", "a read-only one");
                 check_within(self, offset, out.nbytes());
-                copy_to_host(current_stream(), out.mutable_data(), at(self, offset), out.nbytes());
+                copy_to_host(stream_after(self), out.mutable_data(), at(self, offset),
+                             out.nbytes());
             },
             py::arg("out"), py::arg("offset"))
         .def(
@@ -122,7 +130,8 @@ void bind_buffer(py::module_& m) {
             [](const Buffer& self, index offset, index bytes) {
                 check_within(self, offset, bytes);
                 auto buffer = std::make_shared<Buffer>(current_stream(), std::size_t(bytes));
-                copy_on_device(current_stream(), buffer->data(), at(self, offset), bytes);
+                copy_on_device(stream_after(self), buffer->data(), at(self, offset), bytes);
+                self.stream().wait_for(buffer->stream());
                 return buffer;
             },
             py::arg("offset"), py::arg("nbytes"))

@@ -6,6 +6,7 @@
 #include "bindings/bind.hpp"
 #include "bindings/overlap.hpp"
 #include "core/activations.hpp"
+#include "core/errors.hpp"
 #include "nn/network.hpp"
 
 SP_BEGIN
@@ -73,6 +74,28 @@ class Alone {
     std::atomic_flag& busy_;
 };
 
+// A call of a pass: alone, and on the stream of its thread, whose scratch nobody else works in.
+template <class T>
+class Turn {
+   public:
+    Turn(BoundScratch& scratch, Pass<T>& pass) : alone_(scratch), pass_(pass) {
+        pass_.work_on(current_stream());
+    }
+    // A broken device is told of by the next call.
+    ~Turn() {
+        try {
+            pass_.work_at_home();
+        } catch (const DeviceError&) {
+        }
+    }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+   private:
+    const Alone alone_;
+    Pass<T>& pass_;
+};
+
 // A pass with the arrays it points into: they live as long as products are asked for.
 template <class T>
 class BoundPass {
@@ -91,7 +114,7 @@ class BoundPass {
     void evaluate(const py::object& x, const py::object& targets, const py::object& indices,
                   const py::object& theta, const py::object& buffers, bool update_buffers,
                   double weight, const py::object& gradient, bool accumulate) {
-        const Alone alone(*scratch_);
+        const Turn<T> turn(*scratch_, pass_);
         View x_ = borrow(x, "x", Access::read, dtype);
         if (x_.shape.size() != 2 || x_.shape[1] != spec_.inputs ||
             (indices.is_none() && x_.shape[0] != rows_)) {
@@ -140,15 +163,15 @@ class BoundPass {
         x_kept_ = theta_kept_ = buffers_kept_ = v_kept_ = View{};
     }
 
-    double loss() const {
-        const Alone alone(*scratch_);
+    double loss() {
+        const Turn<T> turn(*scratch_, pass_);
         require_evaluated();
         require_loss();
         return pass_.loss();
     }
 
-    void output(const py::object& out) const {
-        const Alone alone(*scratch_);
+    void output(const py::object& out) {
+        const Turn<T> turn(*scratch_, pass_);
         require_evaluated();
         const View out_ = borrow(out, "out", Access::write, dtype, {rows_, spec_.outputs});
         copy_on_device(current_stream(), out_.data, pass_.output(), out_.bytes());
@@ -156,7 +179,7 @@ class BoundPass {
 
     // v and out are (n) or (directions, n).
     void product(const py::object& v, const py::object& out, bool accumulate) {
-        const Alone alone(*scratch_);
+        const Turn<T> turn(*scratch_, pass_);
         require_evaluated();
         require_loss();
         require_level(Level::product);
@@ -170,7 +193,7 @@ class BoundPass {
     }
 
     void backward(const py::object& dy, const py::object& gradient, const py::object& dx) {
-        const Alone alone(*scratch_);
+        const Turn<T> turn(*scratch_, pass_);
         require_evaluated();
         require_level(Level::gradient);
         const View dy_ = borrow(dy, "dy", Access::read, dtype, {rows_, spec_.outputs});
@@ -180,7 +203,7 @@ class BoundPass {
     }
 
     void forward_tangent(const py::object& v, const py::object& xt, const py::object& yt) {
-        const Alone alone(*scratch_);
+        const Turn<T> turn(*scratch_, pass_);
         require_evaluated();
         require_level(Level::product);
         const View v_ = directions(v, "v", Access::read, spec_.parameters);
@@ -192,7 +215,7 @@ class BoundPass {
     }
 
     void backward_tangent(const py::object& dyt, const py::object& out, const py::object& dxt) {
-        const Alone alone(*scratch_);
+        const Turn<T> turn(*scratch_, pass_);
         require_evaluated();
         require_level(Level::product);
         const View out_ = directions(out, "out", Access::write, spec_.parameters);

@@ -1,6 +1,7 @@
 // Arithmetic of long vectors.
 #include "bindings/bind.hpp"
 #include "bindings/overlap.hpp"
+#include "bindings/streams.hpp"
 #include "ops/vector.hpp"
 
 SP_BEGIN
@@ -15,6 +16,18 @@ auto for_dtype(const View& a, const char* name, F f) {
     raise_type(name, "dtype float32 or float64", a.dtype_name());
 }
 
+// One call's vectors.
+struct Vectors {
+    Streams streams;
+
+    View take(const py::object& object, const char* name, Access access) {
+        View v = streams.look(object, name);
+        check_contiguous(v, name);
+        if (access == Access::write) check_writable(v, name);
+        return v;
+    }
+};
+
 void check_same_shape(const View& x, const View& y) {
     if (x.dtype != y.dtype) raise_type("y", "dtype " + x.dtype_name(), y.dtype_name());
     if (x.shape != y.shape) raise_value("y", "shape " + text(x.shape), text(y.shape));
@@ -26,36 +39,43 @@ void bind_ops(py::module_& m) {
     m.def(
         "dot",
         [](const py::object& x_, const py::object& y_) {
-            const View x = borrow(x_, "x", Access::read), y = borrow(y_, "y", Access::read);
+            Vectors vectors;
+            const View x = vectors.take(x_, "x", Access::read);
+            const View y = vectors.take(y_, "y", Access::read);
             check_same_shape(x, y);
             return for_dtype(x, "x", [&](auto zero) {
                 using T = decltype(zero);
-                const py::gil_scoped_release release;
-                return dot<T>(current_stream(), x.size(), x.as<T>(), y.as<T>());
+                return vectors.streams.ask([&](const Stream& stream) {
+                    return dot<T>(stream, x.size(), x.as<T>(), y.as<T>());
+                });
             });
         },
         py::arg("x"), py::arg("y"));
     m.def(
         "axpy",
         [](double a, const py::object& x_, const py::object& y_) {
-            const View x = borrow(x_, "x", Access::read), y = borrow(y_, "y", Access::write);
+            Vectors vectors;
+            const View x = vectors.take(x_, "x", Access::read);
+            const View y = vectors.take(y_, "y", Access::write);
             check_same_shape(x, y);
             Overlaps().writes(y, "y").reads(x, "x").check();
             for_dtype(x, "x", [&](auto zero) {
                 using T = decltype(zero);
-                const py::gil_scoped_release release;
-                axpy<T>(current_stream(), x.size(), T(a), x.as<T>(), y.as<T>());
+                vectors.streams.go([&](const Stream& stream) {
+                    axpy<T>(stream, x.size(), T(a), x.as<T>(), y.as<T>());
+                });
             });
         },
         py::arg("a"), py::arg("x"), py::arg("y"));
     m.def(
         "scale",
         [](double a, const py::object& x_) {
-            const View x = borrow(x_, "x", Access::write);
+            Vectors vectors;
+            const View x = vectors.take(x_, "x", Access::write);
             for_dtype(x, "x", [&](auto zero) {
                 using T = decltype(zero);
-                const py::gil_scoped_release release;
-                scale<T>(current_stream(), x.size(), T(a), x.as<T>());
+                vectors.streams.go(
+                    [&](const Stream& stream) { scale<T>(stream, x.size(), T(a), x.as<T>()); });
             });
         },
         py::arg("a"), py::arg("x"));

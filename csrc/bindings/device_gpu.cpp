@@ -90,15 +90,7 @@ bool make_consumer_wait(const Stream& ours, std::intptr_t consumer) {
     const auto theirs = reinterpret_cast<cudaStream_t>(consumer);  // DLPack's 1 and 2 are CUDA's
     if (theirs == n.stream) return false;
     if (consumer == -1) return true;  // asks for no order
-    const DeviceGuard guard;
-    cudaEvent_t event = nullptr;
-    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
-    const cudaError_t recorded = cudaEventRecord(event, n.stream);
-    const cudaError_t waits =
-        recorded == cudaSuccess ? cudaStreamWaitEvent(theirs, event, 0) : recorded;
-    const cudaError_t destroyed = cudaEventDestroy(event);
-    check(waits, "cudaStreamWaitEvent");
-    check(destroyed, "cudaEventDestroy");
+    order(n.stream, theirs);
     return true;
 }
 

@@ -8,6 +8,7 @@
 #endif
 
 #include <algorithm>
+#include <optional>
 #include <string>
 
 #include "core/errors.hpp"
@@ -21,13 +22,19 @@ struct Native {
     cudaMemPool_t pool;  // null: the device has no memory pools
     double* partial;     // scratch for sums, `partial_size` of them
     index multiprocessors;
-    void* blas = nullptr;  // a cublasHandle_t, made by the first product
+    double* answer = nullptr;  // of the host's, for a kernel to write: made by the first dot
+    void* blas = nullptr;      // a cublasHandle_t, made by the first product, and what it works in
+    void* blas_workspace = nullptr;
+    std::optional<cudaStream_t> blas_stream = {};  // that it is set to
 };
 constexpr index partial_size = 1 << 18;
 
 constexpr int device = 0;  // the one that CUDA_VISIBLE_DEVICES puts first
 
 inline Native& native(const Stream& stream) { return *static_cast<Native*>(stream.native); }
+
+// What `later` is given from now on comes after what `earlier` has been given so far.
+void order(cudaStream_t earlier, cudaStream_t later);
 
 // The calling thread's stream, made when first asked for.
 Stream thread_stream();

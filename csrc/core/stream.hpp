@@ -20,6 +20,8 @@ struct Range {
 struct Stream {
     void* native = nullptr;  // CPU: unused. CUDA: the stream and its cuBLAS handle
     void synchronize() const;
+    // What this one is given from now on comes after what `other` has been given so far.
+    void wait_for(const Stream& other) const;
 };
 
 // The slabs of a number of rows.

@@ -105,6 +105,7 @@ int num_threads() {
 void set_num_threads(int n) { threads = n; }
 
 void Stream::synchronize() const {}
+void Stream::wait_for(const Stream&) const {}
 
 void Context::sync() const {
     if (team) team->meet(size);

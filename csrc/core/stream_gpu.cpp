@@ -112,6 +112,23 @@ Stream foreign_stream(std::uintptr_t handle) {
     return {native};
 }
 
+void order(cudaStream_t earlier, cudaStream_t later) {
+    const DeviceGuard guard;
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+    const cudaError_t recorded = cudaEventRecord(event, earlier);
+    const cudaError_t waits =
+        recorded == cudaSuccess ? cudaStreamWaitEvent(later, event, 0) : recorded;
+    const cudaError_t destroyed = cudaEventDestroy(event);
+    check(waits, "cudaStreamWaitEvent");
+    check(destroyed, "cudaEventDestroy");
+}
+
+void Stream::wait_for(const Stream& other) const {
+    if (native == other.native) return;
+    order(static_cast<Native*>(other.native)->stream, static_cast<Native*>(native)->stream);
+}
+
 void Stream::synchronize() const {
     if (native == nullptr) return;
     const DeviceGuard guard;

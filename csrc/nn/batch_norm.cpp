@@ -36,9 +36,11 @@ class BatchNormLayer final : public Layer<T> {
     }
 
     void forward(const Context& context) override {
-        map<Fill>(context, {T(0)}, {1, 1, n_}, {per_column(zeros_)});
-        map<Fill>(context, {T(1)}, {1, 1, n_}, {per_column(ones_)});
-        context.sync();
+        if (plan_.first) {
+            map<Fill>(context, {T(0)}, {1, 1, n_}, {per_column(zeros_)});
+            map<Fill>(context, {T(1)}, {1, 1, n_}, {per_column(ones_)});
+            context.sync();
+        }
         batch_norm::Running<T> running{};
         if (plan_.buffers) {
             T* at = plan_.buffers + running_at_;

@@ -42,7 +42,7 @@ enum class Level { value, gradient, product };
 struct Job {
     double work;
     std::function<void(const Context&)> gradient;
-    std::function<void(const Context&, index direction)> product;
+    std::function<void(const Context&, Range directions)> product;
 };
 
 template <class T>
@@ -56,6 +56,7 @@ struct Plan {
     Signal<T> theta;  // (columns), and (directions, columns)
     T* buffers = nullptr;
     bool update_buffers = false, accumulate = false;
+    bool first = true;  // no evaluation has come to its end in this memory
 
     Arena values, tangents;
     std::vector<Job> jobs;

@@ -1,5 +1,4 @@
-// Losses: value, gradient and Hessian product of one row of outputs. Also the gathering of a
-// mini-batch, which is a function of rows too.
+// Losses: value, gradient and Hessian product of one row of outputs.
 #pragma once
 
 #include <memory>
@@ -107,26 +106,11 @@ struct SquaredErrorTangent {
     }
 };
 
-// y[row] = x[indices[row]]
-template <class T>
-struct Gather {
-    const T* x;
-    const std::int64_t* indices;
-    T* y;
-    index columns;
-
-    SP_HD void operator()(index, index row) const {
-        const T* from = x + indices[row] * columns;
-        T* to = y + row * columns;
-        for (index c = 0; c < columns; ++c) to[c] = from[c];
-    }
-};
-
 }  // namespace rows
 
 #define SP_ROW_FUNCTIONS(X) \
     X(rows::CrossEntropy)   \
-    X(rows::CrossEntropyTangent) X(rows::SquaredError) X(rows::SquaredErrorTangent) X(rows::Gather)
+    X(rows::CrossEntropyTangent) X(rows::SquaredError) X(rows::SquaredErrorTangent)
 
 // A loss bound to the outputs of a network. `scale` weighs each row.
 template <class T>

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "ops/gather.hpp"
+
 SP_BEGIN
 
 namespace {
@@ -49,7 +51,7 @@ std::unique_ptr<Layer<T>> make_layer(const LayerSpec& spec, Plan<T>& plan, Signa
 template <class T>
 Pass<T>::Pass(const Stream& stream, const NetworkSpec& spec, index rows, Level level, bool frozen,
               bool input_gradient, std::shared_ptr<Scratch> scratch)
-    : stream_(stream), spec_(spec), scratch_(std::move(scratch)) {
+    : home_(stream), stream_(stream), spec_(spec), scratch_(std::move(scratch)) {
     plan_.rows = rows;
     plan_.level = level;
     plan_.frozen = frozen;
@@ -76,9 +78,10 @@ template <class T>
 void Pass<T>::evaluate(const Batch& batch, const T* theta, T* buffers, bool update_buffers,
                        double weight, T* gradient, bool accumulate) {
     if (values_.data() == nullptr) {
-        values_ = Buffer(stream_, bytes());
+        values_ = allocate(bytes());
         plan_.values.place(values_.data(), 1);
     }
+    products_.forget();
     weight_ = weight;
     plan_.theta.value = const_cast<T*>(theta);  // written to by nobody
     plan_.theta.gradient = gradient;
@@ -89,13 +92,33 @@ void Pass<T>::evaluate(const Batch& batch, const T* theta, T* buffers, bool upda
     Targets<T> targets = batch.targets;
     if (batch.indices && targets.labels) targets.labels = gathered_labels_;
     if (batch.indices && targets.values) targets.values = gathered_targets_;
+    const Evaluation key{batch.x,  batch.targets.labels, batch.targets.values, theta,  buffers,
+                         gradient, batch.indices,        update_buffers,       weight, accumulate};
+    if (can_record() && evaluations_.again(key)) {
+        Batch own = batch;
+        if (batch.indices) {
+            const std::size_t bytes = plan_.rows * sizeof(std::int64_t);
+            if (indices_.data() == nullptr) indices_ = allocate(bytes);
+            copy_on_device(stream_, indices_.data(), batch.indices, bytes);
+            own.indices = static_cast<const std::int64_t*>(indices_.data());
+        }
+        const auto work = [&](const Stream& stream) { queue_evaluation(stream, own, targets); };
+        if (evaluations_.replay(stream_, key, work)) return;
+    }
+    queue_evaluation(stream_, batch, targets);
+    plan_.first = false;
+}
+
+template <class T>
+void Pass<T>::queue_evaluation(const Stream& stream, const Batch& batch,
+                               const Targets<T>& targets) const {
     const auto within_rows = [&](const Context& context) {
         if (batch.indices) gather(context, batch);
         layers_->forward(context);
-        if (loss_) loss_->forward(context, targets, T(weight / double(plan_.rows)));
+        if (loss_) loss_->forward(context, targets, T(weight_ / double(plan_.rows)));
         if (loss_ && plan_.level != Level::value) layers_->backward(context);
     };
-    run(stream_, (plan_.level == Level::value ? 1.0 : 3.0) * work_, [&](const Context& context) {
+    run(stream, (plan_.level == Level::value ? 1.0 : 3.0) * work_, [&](const Context& context) {
         over_rows(context, within_rows);
         if (!loss_ || plan_.level == Level::value) return;
         context.sync();  // weight gradients sum over all rows
@@ -105,16 +128,14 @@ void Pass<T>::evaluate(const Batch& batch, const T* theta, T* buffers, bool upda
 
 template <class T>
 void Pass<T>::gather(const Context& context, const Batch& batch) const {
-    const index n = plan_.rows;
-    for_rows<rows::Gather<T>>(context, {batch.x, batch.indices, gathered_, spec_.inputs}, 1, n);
-    if (batch.targets.labels) {
-        for_rows<rows::Gather<std::int32_t>>(
-            context, {batch.targets.labels, batch.indices, gathered_labels_, 1}, 1, n);
-    }
-    if (batch.targets.values) {
-        for_rows<rows::Gather<T>>(
-            context, {batch.targets.values, batch.indices, gathered_targets_, spec_.outputs}, 1, n);
-    }
+    const auto pick = [&](const auto* from, auto* to, index columns) {
+        if (from) {
+            gather_rows(context, plan_.rows, columns * index(sizeof *to), from, batch.indices, to);
+        }
+    };
+    pick(batch.x, gathered_, spec_.inputs);
+    pick(batch.targets.labels, gathered_labels_, 1);
+    pick(batch.targets.values, gathered_targets_, spec_.outputs);
 }
 
 template <class T>
@@ -125,26 +146,42 @@ double Pass<T>::loss() const {
 }
 
 template <class T>
+void Pass<T>::work_on(const Stream& stream) {
+    home_.wait_for(stream_);
+    stream_ = stream;
+    stream_.wait_for(home_);
+}
+
+template <class T>
+Buffer Pass<T>::allocate(std::size_t bytes) const {
+    Buffer buffer(home_, bytes);
+    stream_.wait_for(home_);
+    return buffer;
+}
+
+template <class T>
 void Pass<T>::reserve_tangents(index directions) {
     const std::size_t bytes = plan_.tangents.bytes(directions);
-    if (scratch_->buffer.bytes() < bytes) scratch_->buffer = Buffer(stream_, bytes);
+    if (scratch_->buffer.bytes() < bytes) scratch_->buffer = allocate(bytes);
     if (placed_at_ == scratch_->buffer.data() && placed_for_ == directions) return;
     placed_at_ = scratch_->buffer.data();
     placed_for_ = directions;
     plan_.tangents.place(placed_at_, directions);
 }
 
-// Directions 0: the gradient. Members take jobs in turn, the largest first.
+// Directions 0: the gradient. Members take jobs in turn, the largest first, and one direction of a
+// job at a time; one member alone takes all of them at once.
 template <class T>
 void Pass<T>::run_jobs(const Context& context, index directions) const {
     const index jobs = static_cast<index>(plan_.jobs.size());
-    const index count = directions == 0 ? jobs : jobs * directions;
+    const index each = context.size == 1 ? directions : 1;
+    const index count = directions == 0 ? jobs : jobs * (directions / each);
     for (index i = context.rank; i < count; i += context.size) {
         const Job& job = plan_.jobs[i % jobs];
         if (directions == 0) {
             job.gradient(context);
         } else {
-            job.product(context, i / jobs);
+            job.product(context, {i / jobs * each, (i / jobs + 1) * each});
         }
     }
 }
@@ -152,10 +189,29 @@ void Pass<T>::run_jobs(const Context& context, index directions) const {
 template <class T>
 void Pass<T>::product(const T* v, index directions, T* product, bool accumulate) {
     reserve_tangents(directions);
+    constexpr index most = index(1) << 22;  // numbers, whose copies take no time yet
+    const index count = directions * spec_.parameters;
+    const Product key{directions, accumulate, placed_at_};
+    if (count <= most && can_record() && products_.again(key)) {
+        if (!products_.has(key)) vectors_ = allocate(2 * count * sizeof(T));
+        T* const own = static_cast<T*>(vectors_.data());
+        copy(own, v, count);
+        if (accumulate) copy(own + count, product, count);
+        const auto work = [&](const Stream& stream) {
+            queue_product(stream, own, directions, own + count, accumulate);
+        };
+        if (products_.replay(stream_, key, work)) return copy(product, own + count, count);
+    }
+    queue_product(stream_, v, directions, product, accumulate);
+}
+
+template <class T>
+void Pass<T>::queue_product(const Stream& stream, const T* v, index directions, T* product,
+                            bool accumulate) {
     plan_.theta.tangent = const_cast<T*>(v);
     plan_.theta.gradient_tangent = product;
     plan_.accumulate = accumulate;
-    run(stream_, 6.0 * double(directions) * work_, [&](const Context& context) {
+    run(stream, 6.0 * double(directions) * work_, [&](const Context& context) {
         over_rows(context, [&](const Context& part) {
             layers_->forward_tangent(part, directions);
             loss_->tangent(part, directions, T(weight_ / double(plan_.rows)));

@@ -2,6 +2,9 @@
 // products with the Hessian at that point.
 #pragma once
 
+#include <tuple>
+
+#include "core/recording.hpp"
 #include "nn/layer.hpp"
 #include "nn/loss.hpp"
 
@@ -25,6 +28,11 @@ class Pass {
    public:
     Pass(const Stream& stream, const NetworkSpec& spec, index rows, Level level, bool frozen,
          bool input_gradient, std::shared_ptr<Scratch> scratch);
+
+    // Calls from now on work on this stream. The memory is of the one that the pass was made on,
+    // which waits for the others once it is worked on again.
+    void work_on(const Stream& stream);
+    void work_at_home() { work_on(home_); }
 
     // Bytes that the first evaluation takes, and the products with a block of directions.
     std::size_t bytes() const { return plan_.values.bytes(1); }
@@ -63,12 +71,25 @@ class Pass {
             slab_by_slab(context, plan_.rows, f);
         }
     }
+    Buffer allocate(std::size_t bytes) const;
     void reserve_tangents(index directions);
+    void queue_product(const Stream& stream, const T* v, index directions, T* product,
+                       bool accumulate);
+    void queue_evaluation(const Stream& stream, const Batch& batch,
+                          const Targets<T>& targets) const;
+    bool can_record() const {
+        return stream_.native == home_.native && Recording::possible(stream_);
+    }
     void gather(const Context& context, const Batch& batch) const;
     void run_jobs(const Context& context, index directions) const;
     void copy(T* to, const T* from, index count) const;
 
-    Stream stream_;
+    // What the work depends on: addresses, and what else is given by value.
+    using Evaluation = std::tuple<const T*, const std::int32_t*, const T*, const T*, const T*,
+                                  const T*, bool, bool, double, bool>;
+    using Product = std::tuple<index, bool, const void*>;
+
+    Stream home_, stream_;
     NetworkSpec spec_;
     Plan<T> plan_;
     Signal<T> input_;
@@ -82,6 +103,11 @@ class Pass {
     void* placed_at_ = nullptr;
     index placed_for_ = 0;
     double weight_ = 1.0, work_ = 0.0;
+    // What is asked for again is recorded: many small calls take longer than they run. The buffers
+    // hold what comes from another place each time: the indices, v and the product.
+    Buffer indices_, vectors_;
+    Repeated<Evaluation> evaluations_;
+    Repeated<Product> products_;
 };
 
 SP_END

@@ -1,5 +1,5 @@
-// Functions of a whole row: softmax, losses, gathering. A function is a small struct that carries
-// its pointers and has a const call operator (direction, row); one line of a list makes it known.
+// Functions of a whole row: softmax, losses. A function is a small struct that carries its pointers
+// and has a const call operator (direction, row); one line of a list makes it known.
 #pragma once
 
 #include "core/stream.hpp"

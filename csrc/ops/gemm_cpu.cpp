@@ -52,6 +52,19 @@ void gemm(const Context&, Transpose ta, Transpose tb, index m, index n, index k,
                          int(ldb), beta, c, int(ldc));
 }
 
+template <class T>
+void gemm(const Context& context, index directions, Transpose ta, Transpose tb, index m, index n,
+          index k, const Operand<T>& a, const Operand<T>& b, T beta, const Operand<T>& c) {
+    for (index d = 0; d < directions; ++d) {
+        const Operand<T> ad = a.from(d, 0), bd = b.from(d, 0), cd = c.from(d, 0);
+        gemm<T>(context, ta, tb, m, n, k, ad.data, ad.row, bd.data, bd.row, beta, cd.data, cd.row);
+    }
+}
+template void gemm(const Context&, index, Transpose, Transpose, index, index, index,
+                   const Operand<float>&, const Operand<float>&, float, const Operand<float>&);
+template void gemm(const Context&, index, Transpose, Transpose, index, index, index,
+                   const Operand<double>&, const Operand<double>&, double, const Operand<double>&);
+
 const char* blas_name() {
     static const std::string name =
         std::string(SP_BLAS(openblas_get_config)()) + ", " + SP_BLAS(openblas_get_corename)();

@@ -18,6 +18,9 @@ template <class T>
 struct Operand {
     T* data;
     index direction, row;  // strides; columns are contiguous
+    Operand from(index d, index r) const {
+        return {data + d * direction + r * row, direction, row};
+    }
 };
 
 // An array of its own for each direction; one shared by all; a row shared by all rows.

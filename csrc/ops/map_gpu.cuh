@@ -21,18 +21,27 @@ constexpr bool reads_only(std::index_sequence<J...>) {
     return std::is_invocable_v<const F&, std::conditional_t<I == J, const T&, T&>...>;
 }
 
-template <class F, std::size_t I>
-__device__ __forceinline__ void store(typename F::scalar* to, typename F::scalar x) {
-    if constexpr (!reads_only<F, I>(std::make_index_sequence<F::arity>())) *to = x;
+// Elements that are loaded and stored by one instruction.
+template <class T, int width>
+struct alignas(width * sizeof(T)) Pack {
+    T of[width];
+};
+
+template <class F, std::size_t I, class P>
+__device__ __forceinline__ void store(typename F::scalar* to, const P& x) {
+    if constexpr (!reads_only<F, I>(std::make_index_sequence<F::arity>())) {
+        *reinterpret_cast<P*>(to) = x;
+    }
 }
 
 // Everything is loaded before anything is stored, so operands may be the same memory.
-template <class F, std::size_t... I>
-__device__ __forceinline__ void map_element(const F& f, typename F::scalar* const (&at)[F::arity],
-                                            std::index_sequence<I...>) {
-    typename F::scalar x[] = {*at[I]...};
-    f(x[I]...);
-    (store<F, I>(at[I], x[I]), ...);
+template <class P, class F, std::size_t... I>
+__device__ __forceinline__ void map_pack(const F& f, typename F::scalar* const (&at)[F::arity],
+                                         index offset, std::index_sequence<I...>) {
+    P x[] = {*reinterpret_cast<const P*>(at[I] + offset)...};
+#pragma unroll
+    for (int i = 0; i < int(sizeof(P) / sizeof(typename F::scalar)); ++i) f(x[I].of[i]...);
+    (store<F, I>(at[I] + offset, x[I]), ...);
 }
 
 template <class F>
@@ -45,30 +54,53 @@ __device__ __forceinline__ void point(const Operands<F>& operands, index d, inde
     }
 }
 
-// `step` is the number of threads as (directions, rows, columns): adding it with carries walks the
-// elements without a division for each.
-template <class F>
+// Columns go by packs of `width`, what is left of a line one by one. `packs` is the extent in
+// packs, `step` the number of threads as (directions, rows, packs): adding it with carries walks
+// the elements without a division for each.
+template <int width, class F>
 __global__ void __launch_bounds__(threads)
-    map_kernel(const F f, const Extent extent, const Operands<F> operands, const Extent step) {
+    map_kernel(const F f, const Extent packs, const index columns, const Operands<F> operands,
+               const Extent step) {
+    using T = typename F::scalar;
+    constexpr auto all = std::make_index_sequence<F::arity>();
     const index first = index(blockIdx.x) * threads + threadIdx.x;
-    index column = first % extent.columns, line = first / extent.columns;
-    index row = line % extent.rows, d = line / extent.rows;
-    while (d < extent.directions) {
-        typename F::scalar* at[F::arity];
+    index pack = first % packs.columns, line = first / packs.columns;
+    index row = line % packs.rows, d = line / packs.rows;
+    while (d < packs.directions) {
+        const index column = pack * width;
+        T* at[F::arity];
         point<F>(operands, d, row, column, at);
-        map_element(f, at, std::make_index_sequence<F::arity>());
-        column += step.columns;
+        if (width == 1 || column + width <= columns) {
+            map_pack<Pack<T, width>>(f, at, 0, all);
+        } else {
+#pragma unroll 1
+            for (index i = 0; i < columns - column; ++i) map_pack<Pack<T, 1>>(f, at, i, all);
+        }
+        pack += step.columns;
         row += step.rows;
         d += step.directions;
-        if (column >= extent.columns) {
-            column -= extent.columns;
+        if (pack >= packs.columns) {
+            pack -= packs.columns;
             ++row;
         }
-        if (row >= extent.rows) {
-            row -= extent.rows;
+        if (row >= packs.rows) {
+            row -= packs.rows;
             ++d;
         }
     }
+}
+
+template <int width, class F>
+void launch_map(const Stream& stream, const F& f, const Extent& extent,
+                const Operands<F>& operands) {
+    const Extent packs{extent.directions, extent.rows, (extent.columns + width - 1) / width};
+    const unsigned blocks = grid(stream, packs.size(), threads);
+    const index all = index(blocks) * threads;
+    const Extent step{all / packs.columns / packs.rows, all / packs.columns % packs.rows,
+                      all % packs.columns};
+    const auto kernel = map_kernel<width, F>;
+    kernel<<<blocks, threads, 0, native(stream).stream>>>(f, packs, extent.columns, operands, step);
+    check(cudaGetLastError(), "map");
 }
 
 // Sums are taken by blocks of threads over a tile of columns and a block of rows.
@@ -99,7 +131,7 @@ __device__ __forceinline__ void add_element(const F& f, double (&sum)[F::sums],
     f(sum, *at[I]...);
 }
 
-// Partial sums laid out (block, direction, sum, column).
+// Partial sums laid out (block, direction, sum, column); a single block's are the totals.
 template <class F>
 __global__ void __launch_bounds__(tile* lanes)
     sum_kernel(const F f, const Extent extent, const Operands<F> operands, const index each,
@@ -120,7 +152,10 @@ __global__ void __launch_bounds__(tile* lanes)
             }
         }
         add_lanes(sum, shared);
-        if (column < extent.columns && threadIdx.y == 0) {
+        if (column >= extent.columns || threadIdx.y != 0) continue;
+        if (blocks == 1) {
+            f.finish(sum, d, column);
+        } else {
             double* to = partial + (block * extent.directions + d) * F::sums * extent.columns;
             for (int s = 0; s < F::sums; ++s) to[s * extent.columns + column] = sum[s];
         }
@@ -150,7 +185,7 @@ __global__ void __launch_bounds__(tile* lanes)
 }  // namespace cuda_kernels
 
 // Rows in a block of a sum: at most 256 blocks, whatever the device.
-inline index rows_per_block(index rows) { return std::max<index>(128, (rows + 255) / 256); }
+inline index rows_per_block(index rows) { return std::max<index>(256, (rows + 255) / 256); }
 
 template <class F>
 void map(const Context& context, const F& f, const Extent& extent, const Operands<F>& operands) {
@@ -164,13 +199,20 @@ void map(const Context& context, const F& f, const Extent& extent, const Operand
     Extent lines = extent;
     if (rows) lines = {extent.directions, 1, extent.rows * extent.columns};
     if (rows && directions) lines = {1, 1, extent.size()};
-    const unsigned blocks = grid(context.stream, extent.size(), cuda_kernels::threads);
-    const index all = index(blocks) * cuda_kernels::threads;
-    const Extent step{all / lines.columns / lines.rows, all / lines.columns % lines.rows,
-                      all % lines.columns};
-    cuda_kernels::map_kernel<<<blocks, cuda_kernels::threads, 0, native(context.stream).stream>>>(
-        f, lines, operands, step);
-    check(cudaGetLastError(), "map");
+    // Few elements take a thread each, so that they spread over the device.
+    constexpr index width = 16 / sizeof(typename F::scalar);
+    bool wide =
+        extent.size() >= width * cuda_kernels::threads * native(context.stream).multiprocessors;
+    for (const auto& o : operands.at) {
+        wide = wide && reinterpret_cast<std::uintptr_t>(o.data) % 16 == 0 &&
+               (lines.rows == 1 || o.row % width == 0) &&
+               (lines.directions == 1 || o.direction % width == 0);
+    }
+    if (wide) {
+        cuda_kernels::launch_map<width>(context.stream, f, lines, operands);
+    } else {
+        cuda_kernels::launch_map<1>(context.stream, f, lines, operands);
+    }
 }
 
 template <class F>
@@ -188,6 +230,7 @@ void reduce_columns(const Context& context, const F& f, const Extent& extent,
                                             blocks, partial);
         check(cudaGetLastError(), "reduce_columns");
     }
+    if (blocks == 1) return;
     const unsigned n = grid(context.stream, tiles * extent.directions, 1);
     finish_kernel<<<n, shape, 0, stream>>>(f, extent, blocks, partial);
     check(cudaGetLastError(), "reduce_columns");

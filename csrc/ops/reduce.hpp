@@ -20,9 +20,9 @@ inline index reduce_columns_scratch(index directions, index rows, index columns,
     return reduce_blocks(rows) * directions * columns * sums;
 }
 
-// out[c] (+)= sum over rows of x[row, c] for columns [begin, end); by the calling member alone.
+// out[d, c] (+)= sum over rows of x[d, row, c]; by the calling member alone.
 template <class T>
-void sum_rows(const Context& context, index rows, Range columns, const T* x, index stride,
-              bool accumulate, T* out);
+void sum_rows(const Context& context, const Extent& extent, const Operand<T>& x, bool accumulate,
+              const Operand<T>& out);
 
 SP_END

@@ -15,31 +15,40 @@ template <class T>
 struct SumRows {
     using scalar = T;
     static constexpr int arity = 1, sums = 1;
-    T* out;
+    Operand<T> out;
     bool accumulate;
 
     SP_HD void operator()(double (&sum)[1], const T& x) const { sum[0] += double(x); }
-    SP_HD void finish(const double (&sum)[1], index, index c) const {
-        out[c] = T(sum[0] + (accumulate ? double(out[c]) : 0.0));
+    SP_HD void finish(const double (&sum)[1], index d, index c) const {
+        T& total = out.data[d * out.direction + c];
+        total = T(sum[0] + (accumulate ? double(total) : 0.0));
     }
 };
 
 }  // namespace
 
-// As many columns at a time as the scratch of the stream has room for.
+// As many sums at a time as the scratch of the stream has room for.
 template <class T>
-void sum_rows(const Context& context, index rows, Range columns, const T* x, index stride,
-              bool accumulate, T* out) {
-    const index most = partial_size / std::max<index>(1, reduce_blocks(rows));
-    for (index c = columns.begin; c < columns.end; c += most) {
-        const index n = std::min(most, columns.end - c);
-        reduce_columns<SumRows<T>>(context, {out + c, accumulate}, {1, rows, n},
-                                   {{{const_cast<T*>(x) + c, 0, stride}}},
-                                   native(context.stream).partial);
+void sum_rows(const Context& context, const Extent& extent, const Operand<T>& x, bool accumulate,
+              const Operand<T>& out) {
+    const index most = partial_size / std::max<index>(1, reduce_blocks(extent.rows));
+    const index directions = std::min(most, extent.directions);
+    for (index d = 0; d < extent.directions; d += directions) {
+        const index columns = most / directions;
+        for (index c = 0; c < extent.columns; c += columns) {
+            Operand<T> from = x.from(d, 0), to = out.from(d, 0);
+            from.data += c, to.data += c;
+            const Extent some{std::min(directions, extent.directions - d), extent.rows,
+                              std::min(columns, extent.columns - c)};
+            reduce_columns<SumRows<T>>(context, {to, accumulate}, some, {{from}},
+                                       native(context.stream).partial);
+        }
     }
 }
 
-template void sum_rows(const Context&, index, Range, const float*, index, bool, float*);
-template void sum_rows(const Context&, index, Range, const double*, index, bool, double*);
+template void sum_rows(const Context&, const Extent&, const Operand<float>&, bool,
+                       const Operand<float>&);
+template void sum_rows(const Context&, const Extent&, const Operand<double>&, bool,
+                       const Operand<double>&);
 
 SP_END

@@ -4,11 +4,10 @@
 
 SP_BEGIN
 
-#define SP_DECLARE(isa)                                                                    \
-    namespace isa {                                                                        \
-    template <class T>                                                                     \
-    void sum_rows_of(index rows, Range columns, const T* x, index stride, bool accumulate, \
-                     T* out);                                                              \
+#define SP_DECLARE(isa)                                                                           \
+    namespace isa {                                                                               \
+    template <class T>                                                                            \
+    void sum_rows_of(const Extent&, const Operand<T>& x, bool accumulate, const Operand<T>& out); \
     }
 SP_FOR_EACH_ISA(SP_DECLARE)
 #undef SP_DECLARE
@@ -16,22 +15,26 @@ SP_FOR_EACH_ISA(SP_DECLARE)
 namespace SADDLEPOINT_ISA {
 
 template <class T>
-void sum_rows_of(index rows, Range columns, const T* x, index stride, bool accumulate, T* out) {
+void sum_rows_of(const Extent& extent, const Operand<T>& x, bool accumulate,
+                 const Operand<T>& out) {
     constexpr index tile = 64;
-    for (index c = columns.begin; c < columns.end; c += tile) {
-        const index n = c + tile < columns.end ? tile : columns.end - c;
-        double sum[tile] = {};
-        for (index row = 0; row < rows; ++row) {
-            const T* line = x + row * stride + c;
-            for (index i = 0; i < n; ++i) sum[i] += double(line[i]);
+    for (index d = 0; d < extent.directions; ++d) {
+        T* const to = out.from(d, 0).data;
+        for (index c = 0; c < extent.columns; c += tile) {
+            const index n = c + tile < extent.columns ? tile : extent.columns - c;
+            double sum[tile] = {};
+            for (index row = 0; row < extent.rows; ++row) {
+                const T* line = x.from(d, row).data + c;
+                for (index i = 0; i < n; ++i) sum[i] += double(line[i]);
+            }
+            for (index i = 0; i < n; ++i)
+                to[c + i] = T(sum[i] + (accumulate ? double(to[c + i]) : 0.0));
         }
-        for (index i = 0; i < n; ++i)
-            out[c + i] = T(sum[i] + (accumulate ? double(out[c + i]) : 0.0));
     }
 }
 
-template void sum_rows_of(index, Range, const float*, index, bool, float*);
-template void sum_rows_of(index, Range, const double*, index, bool, double*);
+template void sum_rows_of(const Extent&, const Operand<float>&, bool, const Operand<float>&);
+template void sum_rows_of(const Extent&, const Operand<double>&, bool, const Operand<double>&);
 
 }  // namespace SADDLEPOINT_ISA
 
@@ -40,13 +43,15 @@ template void sum_rows_of(index, Range, const double*, index, bool, double*);
 index reduce_blocks(index rows) { return slabs(rows).count; }
 
 template <class T>
-void sum_rows(const Context&, index rows, Range columns, const T* x, index stride, bool accumulate,
-              T* out) {
-    SP_PICK_ISA(sum_rows_of, rows, columns, x, stride, accumulate, out);
+void sum_rows(const Context&, const Extent& extent, const Operand<T>& x, bool accumulate,
+              const Operand<T>& out) {
+    SP_PICK_ISA(sum_rows_of, extent, x, accumulate, out);
 }
 
-template void sum_rows(const Context&, index, Range, const float*, index, bool, float*);
-template void sum_rows(const Context&, index, Range, const double*, index, bool, double*);
+template void sum_rows(const Context&, const Extent&, const Operand<float>&, bool,
+                       const Operand<float>&);
+template void sum_rows(const Context&, const Extent&, const Operand<double>&, bool,
+                       const Operand<double>&);
 
 #endif
 

@@ -1,6 +1,5 @@
 #include "ops/vector.hpp"
 
-#include "core/buffer.hpp"
 #include "ops/map_gpu.cuh"
 
 SP_BEGIN
@@ -64,16 +63,21 @@ template <class T>
 double dot(const Stream& stream, index n, const T* x, const T* y) {
     if (n == 0) return 0.0;
     const DeviceGuard guard;
-    const Native& here = native(stream);
+    Native& here = native(stream);
+    if (here.answer == nullptr) {
+        const Relaxed relaxed;
+        void* pinned = nullptr;
+        check(cudaMallocHost(&pinned, sizeof(double)), "cudaMallocHost");
+        here.answer = static_cast<double*>(pinned);
+    }
     const index count = std::min(most_blocks, (n + 4 * threads - 1) / (4 * threads));
-    double* const total = here.partial + count;
-    dot_kernel<<<unsigned(count), threads, 0, here.stream>>>(n, x, y, here.partial);
+    double* const sums = count == 1 ? here.answer : here.partial;
+    dot_kernel<<<unsigned(count), threads, 0, here.stream>>>(n, x, y, sums);
     check(cudaGetLastError(), "dot");
-    total_kernel<<<1, threads, 0, here.stream>>>(count, here.partial, total);
+    if (count > 1) total_kernel<<<1, threads, 0, here.stream>>>(count, sums, here.answer);
     check(cudaGetLastError(), "dot");
-    double result = 0.0;
-    copy_to_host(stream, &result, total, sizeof result);
-    return result;
+    stream.synchronize();
+    return *here.answer;
 }
 
 template <class T>

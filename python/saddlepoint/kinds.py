@@ -387,7 +387,7 @@ class _Vectors(Kind):
     def columns(self, x: ArrayLike) -> ArrayLike:
         if x.ndim == 1:
             return x
-        if x.order != "F":
+        if x.order != "F" and x.shape[1] != 1:  # one column is in both orders
             raise ValueError(expected("v", "a block in Fortran order", "C order"))
         return x.T
 

@@ -593,7 +593,7 @@ PYTHON = [
 
 CPP = [
     Mutation(
-        "ops/reduce_isa.cpp", "(accumulate ? double(out[c + i]) : 0.0)", "0.0", "test_objective.py"
+        "ops/reduce_isa.cpp", "(accumulate ? double(to[c + i]) : 0.0)", "0.0", "test_objective.py"
     ),
     Mutation("ops/vector_isa.cpp", "i < n; ++i, ++l)", "i + 1 < n; ++i, ++l)", "test_vector.py"),
     Mutation(
@@ -613,20 +613,20 @@ CPP = [
     Mutation("core/stream_cpu.cpp", "[] { threads = 1; }", "[] {}", "test_stream.py"),
     Mutation(
         "nn/linear.cpp",
-        "out_, plan_.accumulate, product(d) + bias_at_",
-        "out_, false, product(d) + bias_at_",
+        "plan_.accumulate, product(bias_at_)",
+        "false, product(bias_at_)",
         "test_objective.py",
     ),
     Mutation(
         "nn/linear.cpp",
-        "plan_.accumulate ? T(1) : T(0), product(d));",
-        "T(0), product(d));",
+        "gradient_scale(), to);",
+        "T(0), to);",
         "test_objective.py",
     ),
     Mutation(
         "nn/linear.cpp",
-        "y().gradient, direction(d), T(1), dxt)",
-        "y().gradient, direction(d), T(0), dxt)",
+        "y().gradient, out_), weight_tangent(), T(1)",
+        "y().gradient, out_), weight_tangent(), T(0)",
         "test_nn.py test_objective.py",
     ),
     Mutation(
@@ -649,8 +649,8 @@ CPP = [
     ),
     Mutation(
         "nn/network.cpp",
-        "gathered_targets_, spec_.outputs}",
-        "gathered_targets_, 1}",
+        "gathered_targets_, spec_.outputs)",
+        "gathered_targets_, 1)",
         "test_train.py",
     ),
     Mutation(
