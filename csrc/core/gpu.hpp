@@ -20,10 +20,11 @@ struct Native {
     cudaStream_t stream;
     cudaMemPool_t pool;  // null: the device has no memory pools
     double* partial;     // scratch for sums, `partial_size` of them
+    unsigned* tickets;   // counters, `tickets_size` of them, that are zero between kernels
     index multiprocessors;
     void* blas = nullptr;  // a cublasHandle_t, made by the first product
 };
-constexpr index partial_size = 1 << 18;
+constexpr index partial_size = 1 << 18, tickets_size = 1 << 12;
 
 constexpr int device = 0;  // the one that CUDA_VISIBLE_DEVICES puts first
 
