@@ -44,30 +44,50 @@ __device__ __forceinline__ void load(const double* number, Same<T, K>& c) {
 #pragma unroll
     for (int k = 0; k < K; ++k) c.c[k] = T(number[k]);
 }
-template <class T, int K>
-__device__ __forceinline__ void load(const Task& task, Function function, index g, index channel,
-                                     Same<T, K>& c) {
+// Calls f(ready): what all threads call, as often as each other, before they use coefficients. The
+// first time it waits for those, whose thread is at work on them while others load what they need.
+template <class T, int K, class G>
+__device__ __forceinline__ void with_coefficients(const Task& task, Function function, index g,
+                                                  index channel, Same<T, K>& c, G&& f) {
     __shared__ double number[most_coefficients];
     if (threadIdx.x == 0) channel_coefficients(task, function, g, channel, number);
-    __syncthreads();
-    load(number, c);
-    __syncthreads();
+    bool due = true;
+    f([&] {
+        if (!due) return;
+        due = false;
+        __syncthreads();
+        load(number, c);
+        __syncthreads();
+    });
 }
 // Of lanes whose channels are so many from `first` on, below 0 where there is none: by way of a
 // table that the block shares, unless it is too large.
-template <class T, int K>
-__device__ __forceinline__ void load(const Task& task, Function function, index g, index first,
-                                     int channels, const int (&from_first)[lanes], Each<T, K>& c) {
+template <class T, int K, class G>
+__device__ __forceinline__ void with_coefficients(const Task& task, Function function, index g,
+                                                  index first, int channels,
+                                                  const int (&from_first)[lanes], Each<T, K>& c,
+                                                  G&& f) {
     constexpr int most = 24576 / (K * int(sizeof(T)));
     __shared__ T table[K][most];
     double number[most_coefficients];
-    if (channels <= most) {
+    bool due = channels <= most;
+    if (due) {
 #pragma unroll 1
         for (int p = int(threadIdx.x); p < channels; p += threads) {
             channel_coefficients(task, function, g, first + p, number);
 #pragma unroll
             for (int k = 0; k < K; ++k) table[k][p] = T(number[k]);
         }
+    } else {
+        for (int l = 0; l < lanes; ++l) {
+            channel_coefficients(task, function, g, first + std::max(from_first[l], 0), number);
+#pragma unroll
+            for (int k = 0; k < K; ++k) c.c[l][k] = T(number[k]);
+        }
+    }
+    f([&] {
+        if (!due) return;
+        due = false;
         __syncthreads();
 #pragma unroll
         for (int l = 0; l < lanes; ++l) {
@@ -75,13 +95,7 @@ __device__ __forceinline__ void load(const Task& task, Function function, index 
             for (int k = 0; k < K; ++k) c.c[l][k] = table[k][std::max(from_first[l], 0)];
         }
         __syncthreads();
-        return;
-    }
-    for (int l = 0; l < lanes; ++l) {
-        channel_coefficients(task, function, g, first + std::max(from_first[l], 0), number);
-#pragma unroll
-        for (int k = 0; k < K; ++k) c.c[l][k] = T(number[k]);
-    }
+    });
 }
 
 // The sum over `among` threads that follow each other, a power of two within a warp, in all of

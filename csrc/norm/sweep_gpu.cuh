@@ -25,12 +25,14 @@ __device__ __forceinline__ unsigned gate_bits(const Sweep& s, const Spot& spot, 
     return s.gate && spot.n > 0 ? unsigned(s.gate[bit / 8]) >> (bit % 8) : 0u;
 }
 
-template <class Form, class S, unsigned held, class F, int N, class C>
+// `ready`: called before coefficients are used, once what they are for is on its way.
+template <class Form, class S, unsigned held, class F, int N, class C, class R>
 __device__ __forceinline__ void map_spots(const F& f, const Sweep& s, const Spot (&spot)[N],
-                                          const Lines& lines, const C& c) {
+                                          const Lines& lines, const C& c, R&& ready) {
     using T = number<S>;
     Stored<S> raw[N][inputs];
     read<Form, S, held>(s, spot, lines, raw);
+    ready();
 #pragma unroll
     for (int b = 0; b < N; ++b) {
         Stored<S> out[F::outputs];
@@ -63,13 +65,14 @@ __device__ __forceinline__ void map_spots(const F& f, const Sweep& s, const Spot
 }
 
 // Adds the terms of each lane to `sum`.
-template <class Form, class S, unsigned held, class F, int N, class C>
+template <class Form, class S, unsigned held, class F, int N, class C, class R>
 __device__ __forceinline__ void sum_spots(const F& f, const Sweep& s, const Spot (&spot)[N],
-                                          const Lines& lines, const C& c,
+                                          const Lines& lines, const C& c, R&& ready,
                                           number<S> (&sum)[F::sums][lanes]) {
     using T = number<S>;
     Stored<S> raw[N][inputs];
     read<Form, S, held>(s, spot, lines, raw);
+    ready();
 #pragma unroll
     for (int b = 0; b < N; ++b) {
         if (Form::vectors && spot[b].n == 0) continue;
@@ -228,10 +231,10 @@ __device__ __forceinline__ void for_stretches(const Planes& p, const Piece& piec
     }
 }
 
-template <class F, class S, unsigned held>
+template <class F, class S, unsigned held, class R>
 __device__ __forceinline__ void sum_piece(const F& f, const Sweep& s, const Planes& p,
                                           const Piece& piece,
-                                          const Same<number<S>, F::coefficients>& c,
+                                          const Same<number<S>, F::coefficients>& c, R&& ready,
                                           double (&total)[F::sums]) {
     using T = number<S>;
     constexpr int m = F::sums;
@@ -254,7 +257,7 @@ __device__ __forceinline__ void sum_piece(const F& f, const Sweep& s, const Plan
         using Form = decltype(form);
         constexpr int N = Form::batch;
         for_stretches<N>(p, piece, [&](const Spot(&spot)[N]) {
-            sum_spots<Form, S, held>(f, s, spot, piece.lines, c, sum);
+            sum_spots<Form, S, held>(f, s, spot, piece.lines, c, ready, sum);
 #pragma unroll
             for (int b = 0; b < N; ++b) n += spot[b].n;
             added += N;
@@ -274,15 +277,15 @@ __device__ __forceinline__ void sum_piece(const F& f, const Sweep& s, const Plan
     add_threads(total);
 }
 
-template <class F, class S, unsigned held>
+template <class F, class S, unsigned held, class R>
 __device__ __forceinline__ void map_piece(const F& f, const Sweep& s, const Planes& p,
                                           const Piece& piece,
-                                          const Same<number<S>, F::coefficients>& c) {
+                                          const Same<number<S>, F::coefficients>& c, R&& ready) {
     with_form<F, S>(s, piece.lines.vectors, [&](auto form) {
         using Form = decltype(form);
         constexpr int N = Form::batch;
         for_stretches<N>(p, piece, [&](const Spot(&spot)[N]) {
-            map_spots<Form, S, held>(f, s, spot, piece.lines, c);
+            map_spots<Form, S, held>(f, s, spot, piece.lines, c, ready);
         });
     });
 }
@@ -299,17 +302,19 @@ __global__ void __launch_bounds__(threads, resident<F, S>)
         const Piece piece = piece_of(p, channel, slab, vectors);
         Same<T, F::coefficients> c;
         double sum[F::sums], shift = 0.0;
+        const auto go = [&](auto&& ready) { sum_piece<F, S, 0>(f, s, p, piece, c, ready, sum); };
         if constexpr (std::is_same_v<F, Moments>) {
-            // An empty piece is one of a smaller group, at whose end it would read.
             const index into = piece.begin * p.stretch();
-            if (piece.stretches) {
+            bool due = true;
+            go([&] {
+                if (!due) return;
+                due = false;
                 shift = shift_of<S>(s, piece.first + into, 1, p.shape.inner - into);
-            }
-            c.c[MEAN] = T(shift);
+                c.c[MEAN] = T(shift);
+            });
         } else {
-            load(task, s.function, piece.g, channel, c);
+            with_coefficients(task, s.function, piece.g, channel, c, go);
         }
-        sum_piece<F, S, 0>(f, s, p, piece, c, sum);
         if (threadIdx.x == 0) {
             keep<F>(sum, p.elements(piece.g, piece.slab), shift,
                     partial + kept.at(piece.g, 0, channel, piece.slab), kept.at(0, 1, 0, 0));
@@ -328,8 +333,8 @@ __global__ void __launch_bounds__(threads, resident<F, S>)
     for_items(p.shape.channels, p.pieces * p.groups, backward, [&](index channel, index slab) {
         const Piece piece = piece_of(p, channel, slab, vectors);
         Same<number<S>, F::coefficients> c;
-        load(task, s.function, piece.g, channel, c);
-        map_piece<F, S, 0>(f, s, p, piece, c);
+        with_coefficients(task, s.function, piece.g, channel, c,
+                          [&](auto&& ready) { map_piece<F, S, 0>(f, s, p, piece, c, ready); });
     });
 }
 
@@ -426,14 +431,16 @@ __global__ void __launch_bounds__(threads, resident<F, S>)
         int channel[lanes];
         channels_of(slab, corner, channel);
         Each<number<S>, F::coefficients> c;
-        load(task, s.function, slab.g, first_channel(slab), slab.channels, channel, c);
-        with_form<F, S>(s, slab.lines.vectors, [&](auto form) {
-            using Form = decltype(form);
-            constexpr int N = Form::batch;
-            for_rows<N>(slab, corner, [&](const Spot(&spot)[N]) {
-                map_spots<Form, S, 0>(f, s, spot, slab.lines, c);
-            });
-        });
+        with_coefficients(task, s.function, slab.g, first_channel(slab), slab.channels, channel, c,
+                          [&](auto&& ready) {
+                              with_form<F, S>(s, slab.lines.vectors, [&](auto form) {
+                                  using Form = decltype(form);
+                                  constexpr int N = Form::batch;
+                                  for_rows<N>(slab, corner, [&](const Spot(&spot)[N]) {
+                                      map_spots<Form, S, 0>(f, s, spot, slab.lines, c, ready);
+                                  });
+                              });
+                          });
     });
 }
 
@@ -457,22 +464,29 @@ __global__ void __launch_bounds__(threads, resident<F, S>)
         const auto shift = [&](int p) {
             return slab.rows ? shift_of<S>(s, slab.first + first + p, channels, slab.single) : 0.0;
         };
-        if constexpr (std::is_same_v<F, Moments>) {
-#pragma unroll
-            for (int l = 0; l < lanes; ++l) {
-                if (channel[l] >= 0) c.c[l][MEAN] = T(shift(channel[l]));
-            }
-        } else {
-            load(task, s.function, slab.g, first, slab.channels, channel, c);
-        }
         T sum[m][lanes] = {};
-        with_form<F, S>(s, slab.lines.vectors, [&](auto form) {
-            using Form = decltype(form);
-            constexpr int N = Form::batch;
-            for_rows<N>(slab, corner, [&](const Spot(&spot)[N]) {
-                sum_spots<Form, S, 0>(f, s, spot, slab.lines, c, sum);
+        const auto go = [&](auto&& ready) {
+            with_form<F, S>(s, slab.lines.vectors, [&](auto form) {
+                using Form = decltype(form);
+                constexpr int N = Form::batch;
+                for_rows<N>(slab, corner, [&](const Spot(&spot)[N]) {
+                    sum_spots<Form, S, 0>(f, s, spot, slab.lines, c, ready, sum);
+                });
             });
-        });
+        };
+        if constexpr (std::is_same_v<F, Moments>) {
+            bool due = true;
+            go([&] {
+                if (!due) return;
+                due = false;
+#pragma unroll
+                for (int l = 0; l < lanes; ++l) {
+                    if (channel[l] >= 0) c.c[l][MEAN] = T(shift(channel[l]));
+                }
+            });
+        } else {
+            with_coefficients(task, s.function, slab.g, first, slab.channels, channel, c, go);
+        }
         double total[lanes][m];
 #pragma unroll
         for (int l = 0; l < lanes; ++l) {
@@ -633,7 +647,8 @@ __global__ void __launch_bounds__(threads, resident<Map, S>)
     Same<number<S>, Sum::coefficients> of_sum;
     load(coefficient, of_sum);
     double total[Sum::sums];
-    sum_piece<Sum, S, held>(Sum{sums.setting}, sums, p, piece, of_sum, total);
+    const auto ready = [] {};
+    sum_piece<Sum, S, held>(Sum{sums.setting}, sums, p, piece, of_sum, ready, total);
     if (threadIdx.x == 0) {
         if constexpr (moments) {
             keep<Sum>(total, p.shape.count_of(0), shift, found, 1);
@@ -653,7 +668,7 @@ __global__ void __launch_bounds__(threads, resident<Map, S>)
     }
     Same<number<S>, Map::coefficients> of_map;
     load(coefficient, of_map);
-    map_piece<Map, S, held>(Map{maps.setting}, maps, p, piece, of_map);
+    map_piece<Map, S, held>(Map{maps.setting}, maps, p, piece, of_map, ready);
 }
 
 template <class Sum, class Map>
