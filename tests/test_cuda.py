@@ -184,7 +184,7 @@ NORM_TENSORS = {
     "three channels": ((4, 30, 31, 3), "NHWC"),
     "NCHW": ((6, 5, 8, 12), "NCHW"),
     "odd planes": ((6, 160, 7, 7), "NCHW"),
-    "small planes": ((9, 1025, 1, 3), "NCHW"),
+    "small planes": ((3, 4100, 1, 3), "NCHW"),
     "large planes": ((2, 3, 200, 201), "NCHW"),
     "NCDHW": ((3, 4, 3, 4, 5), "NCDHW"),
 }  # fmt: skip
