@@ -1,7 +1,7 @@
 """Builds `saddlepoint._cuda` for the device that is emulated on the host.
 
-``python build.py [BUILD]`` leaves it in ``BUILD/saddlepoint``, with the runtime that it runs on. What of
-the sources is not C++ is rewritten: launches, and memory that threads share.
+``python build.py [BUILD]`` leaves it in ``BUILD/saddlepoint`` beside the runtime that it runs on.
+What is not C++ is rewritten: launches, and memory that threads share.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ def rewritten(text: str) -> str:
     while (at := text.find("<<<", at)) >= 0:
         begin, end = kernel_before(text, at), after_shape(text, at + 3)
         kernel, shape = text[begin:at], text[at + 3 : end]
+        pointer = re.search(rf"\(\*{re.escape(kernel)}\)", text)
+        function = f"reinterpret_cast<const void*>({kernel})" if pointer else "nullptr"
         launch = (
-            f'emulation::launcher("{kernel}", emulation::Shape({shape}), '
+            f'emulation::launcher("{kernel}", {function}, emulation::Shape({shape}), '
             f"[=](const auto&... arguments) {{ {kernel}(arguments...); }})"
         )
         text = text[:begin] + launch + text[end + 3 :]
@@ -73,15 +75,17 @@ def write(file: Path, text: str) -> None:
         file.write_text(text)
 
 
+def rewrite(file: Path, to: Path) -> Path:
+    # Lines are counted as in the source, which messages name.
+    write(to, f'#line 1 "{file}"\n' + rewritten(file.read_text()))
+    return to
+
+
 def copy_sources(to: Path) -> None:
     source, wanted = ROOT / "csrc", set()
     for file in sorted(source.rglob("*")):
         if file.suffix in (".cpp", ".hpp", ".cu", ".cuh"):
-            wanted.add(to / file.relative_to(source))
-            # Lines are counted as in the source, which messages name.
-            write(
-                to / file.relative_to(source), f'#line 1 "{file}"\n' + rewritten(file.read_text())
-            )
+            wanted.add(rewrite(file, to / file.relative_to(source)))
     template = source / "optim" / "update_rules_gpu.cu.in"
     words = re.findall(r" X\((\w+)\)", (source / "optim" / "rules.hpp").read_text())
     for first in range(0, len(words), RULES):
@@ -97,6 +101,7 @@ def copy_sources(to: Path) -> None:
 def main() -> None:
     build = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else BUILD
     copy_sources(build / "csrc")
+    rewrite(HERE / "faults.cu", build / "faults.cu")
     pybind = subprocess.check_output(
         [sys.executable, "-m", "pybind11", "--cmakedir"], text=True
     ).strip()

@@ -192,7 +192,7 @@ struct Shape {
 };
 
 // Runs `call` once for each thread, or keeps it if the stream is being captured. `function` is the
-// kernel's address where the source names but a pointer to it.
+// kernel where the source has a pointer to it, or null.
 void launch(const char* name, const void* function, const Shape&, std::function<void()> call);
 void allow_shared(const void* function, std::size_t bytes);
 
@@ -209,8 +209,8 @@ struct Launcher {
     }
 };
 template <class K>
-Launcher<K> launcher(const char* name, const Shape& shape, K kernel) {
-    return {name, nullptr, shape, kernel};
+Launcher<K> launcher(const char* name, const void* function, const Shape& shape, K kernel) {
+    return {name, function, shape, kernel};
 }
 
 void* dynamic_memory();
@@ -221,7 +221,6 @@ void fresh(void* shared, std::size_t bytes);
 const std::uint64_t* meet(const char* what, unsigned mask, std::uint64_t bits, const char* file,
                           int line);
 [[noreturn]] void fail(const char* what, const char* file, int line);
-void check_lane(const char* what, unsigned mask, int lane, const char* file, int line);
 int lane();
 
 template <class T>
@@ -234,7 +233,9 @@ std::uint64_t bits_of(T x) {
 template <class T>
 T from_lane(const char* what, unsigned mask, T x, int source, const char* file, int line) {
     const std::uint64_t* const all = meet(what, mask, bits_of(x), file, line);
-    check_lane(what, mask, source, file, line);
+    if (source < 0 || source >= 32 || !(mask >> source & 1)) {
+        fail("a shuffle from a lane that is not in its mask", file, line);
+    }
     T y;
     std::memcpy(&y, &all[source], sizeof y);
     return y;

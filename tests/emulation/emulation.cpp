@@ -6,7 +6,6 @@
 // kernel does wrong ends its launch, and is told as the runtime's error and by emulation_fault.
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
-#include <cxxabi.h>
 #include <dlfcn.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -23,6 +22,8 @@
 #include <string>
 #include <unordered_map>
 #include <vector>
+
+#include "bindings/dlpack.hpp"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -201,23 +202,40 @@ std::string where() {
     _longjmp(home, 2);
 }
 
-void on_signal(int signal, siginfo_t* info, void*);
+void on_signal(int signal, siginfo_t* info, void* context);
 constexpr int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
 struct sigaction before[4];
 
+// The instruction, for addr2line.
+std::string instruction(const void* context) {
+    const auto& machine = static_cast<const ucontext_t*>(context)->uc_mcontext;
+#if defined(__x86_64__)
+    const auto at = static_cast<std::uintptr_t>(machine.gregs[REG_RIP]);
+#elif defined(__aarch64__)
+    const auto at = static_cast<std::uintptr_t>(machine.pc);
+#else
+    const std::uintptr_t at = 0;
+#endif
+    Dl_info info{};
+    if (!dladdr(reinterpret_cast<void*>(at), &info) || !info.dli_fname) return "";
+    char text[32];
+    std::snprintf(text, sizeof text, "+0x%zx)",
+                  std::size_t(at - reinterpret_cast<std::uintptr_t>(info.dli_fbase)));
+    return " (" + std::string(info.dli_fname) + text;
+}
+
 // What was there before, Python's faulthandler say, sees what is not ours.
-void on_signal(int signal, siginfo_t* info, void*) {
+void on_signal(int signal, siginfo_t* info, void* context) {
     if (!at_work) {
         for (int k = 0; k < 4; ++k) {
             if (signals[k] == signal) sigaction(signal, &before[k], nullptr);
         }
         return;
     }
-    if (signal == SIGSEGV || signal == SIGBUS) {
-        leave("no access to " + place_of(info->si_addr));
-    }
-    if (signal == SIGFPE) leave("division by zero");
-    leave("an address that is not a multiple of what it should be, or an index out of bounds");
+    std::string what = "an address that no such number can have, or an index out of bounds";
+    if (signal == SIGSEGV || signal == SIGBUS) what = "no access to " + place_of(info->si_addr);
+    if (signal == SIGFPE) what = "division by zero";
+    leave(what + instruction(context));
 }
 
 void watch_signals() {
@@ -308,8 +326,9 @@ void wait(State state, const char* what, unsigned mask, std::uint64_t bits, cons
 }
 
 bool together(const Fiber& a, const Fiber& b) {
-    return a.state == b.state && a.line == b.line && std::strcmp(a.what, b.what) == 0 &&
-           std::strcmp(a.file, b.file) == 0;
+    return a.state == b.state && a.mask == b.mask && a.line == b.line &&
+           (a.what == b.what || std::strcmp(a.what, b.what) == 0) &&
+           (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
 std::string waits(const Fiber& f) {
@@ -325,16 +344,14 @@ bool let_warp_go(int w, int count) {
     const int n = std::min(warp, count - w * warp);
     for (int l = 0; l < n; ++l) {
         if (lanes[l].state != State::at_warp) continue;
-        const Fiber first = lanes[l];
-        bool all = true;
-        for (int k = 0; k < warp && all; ++k) {
-            if (first.mask >> k & 1) {
-                all = k < n && together(lanes[k], first) && lanes[k].mask == first.mask;
-            }
+        const unsigned mask = lanes[l].mask;
+        bool all = n == warp || mask >> n == 0;
+        for (int k = 0; k < n && all; ++k) {
+            all = !(mask >> k & 1) || together(lanes[k], lanes[l]);
         }
         if (!all) continue;
         for (int k = 0; k < n; ++k) {
-            if (!(first.mask >> k & 1)) continue;
+            if (!(mask >> k & 1)) continue;
             of_warp[w][k] = lanes[k].bits;
             lanes[k].state = State::ready;
         }
@@ -396,16 +413,6 @@ bool run_block(int count) {
             if (fibers[i].state != State::done) fibers[i].state = State::ready;
         }
     }
-}
-
-std::string name_of(const char* name, const void* function) {
-    Dl_info info{};
-    if (function && dladdr(function, &info) && info.dli_sname) name = info.dli_sname;
-    int status = 0;
-    char* const plain = abi::__cxa_demangle(name, nullptr, nullptr, &status);
-    std::string text = status == 0 ? plain : name;
-    std::free(plain);
-    return text;
 }
 
 void run_kernel(const std::string& name, const emulation::Shape& shape,
@@ -519,7 +526,7 @@ void emulation::launch(const char* name, const void* function, const Shape& shap
         last_error = cudaErrorInvalidConfiguration;
         return;
     }
-    now_or_later(shape.stream, [text = name_of(name, function), shape, call = std::move(call)] {
+    now_or_later(shape.stream, [text = std::string(name), shape, call = std::move(call)] {
         run_kernel(text, shape, call);
     });
 }
@@ -545,12 +552,6 @@ const std::uint64_t* emulation::meet(const char* what, unsigned mask, std::uint6
         fail((std::string(what) + " with a mask without itself").c_str(), file, line);
     wait(State::at_warp, what, mask, bits, file, line);
     return of_warp[number(*running) / warp];
-}
-
-void emulation::check_lane(const char* what, unsigned mask, int lane, const char* file, int line) {
-    if (lane < 0 || lane >= warp || !(mask >> lane & 1)) {
-        fail((std::string(what) + " from a lane that is not in the mask").c_str(), file, line);
-    }
 }
 
 void emulation::fail(const char* what, const char* file, int line) {
@@ -594,6 +595,31 @@ const char* emulation_fault() {
     told = faults.front();
     faults.erase(faults.begin());
     return told.c_str();
+}
+
+// Whether the device's memory holds an address.
+int emulation_holds(const void* address) {
+    const Lock lock(mutex);
+    return array_at(address) != nullptr;
+}
+
+// PyTorch's stream.
+void* emulation_stream = nullptr;
+
+// What PyTorch tells of its tensors, for those of its CPU's that stand for the device's.
+const dlpack::Exchange* emulation_exchange(const dlpack::Exchange* theirs) {
+    static int (*tensor_of)(void*, dlpack::Tensor*) = theirs->tensor_of;
+    static dlpack::Exchange ours = *theirs;
+    ours.tensor_of = [](void* object, dlpack::Tensor* out) {
+        const int status = tensor_of(object, out);
+        out->device = {dlpack::cuda, 0};
+        return status;
+    };
+    ours.current_stream = [](std::int32_t, std::int32_t, void** out) {
+        *out = emulation_stream;
+        return 0;
+    };
+    return &ours;
 }
 
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
