@@ -251,7 +251,7 @@ NORM_TENSORS = {
     "three channels": ((4, 30, 31, 3), "NHWC"),
     "NCHW": ((6, 5, 8, 12), "NCHW"),
     "odd planes": ((6, 160, 7, 7), "NCHW"),
-    "small planes": ((9, 1025, 1, 3), "NCHW"),
+    "small planes": ((3, 4100, 1, 3), "NCHW"),
     "large planes": ((2, 3, 200, 201), "NCHW"),
     "NCDHW": ((3, 4, 3, 4, 5), "NCDHW"),
 }  # fmt: skip
@@ -324,6 +324,9 @@ def assert_like_the_cpu(place: Place, *arguments: Any, **options: Any) -> None:
         inner = EPS["float64"] if arguments[1] == "float64" else EPS["float32"]
         a, b = got.double().numpy(), wanted.double().numpy()
         scale = np.abs(b).max(initial=1.0)
+        if k > 5 and b.ndim == 1:  # the parameters', past y and the statistics
+            # A sum of m terms of size 1 passes through numbers of size √m, wherever it ends.
+            scale = max(scale, (host[0].numel() / b.size) ** 0.5)
         assert_allclose(
             a, b, rtol=2 * NORM_EPS[name], atol=100 * inner * scale, err_msg=f"result {k}"
         )

@@ -134,9 +134,9 @@ View from_capsule(const py::handle& exporter, const char* name) {
 // The table of functions by which a type hands out its tensors without Python objects in between
 // (DLPack 1.2; PyTorch from 2.10 on); null where it has none.
 const dlpack::Exchange* exchange_of(const py::handle& object) {
-    const auto type =
-        py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())));
-    const py::object capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
+    static PyObject* const word = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
+    const py::handle type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+    const py::object capsule = py::getattr(type, py::handle(word), py::none());
     if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
     const auto* const api = static_cast<const dlpack::Exchange*>(
         PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));

@@ -21,13 +21,14 @@ struct Native {
     cudaStream_t stream;
     cudaMemPool_t pool;  // null: the device has no memory pools
     double* partial;     // scratch for sums, `partial_size` of them
+    unsigned* tickets;   // counters, `tickets_size` of them, that are zero between kernels
     index multiprocessors;
     double* answer = nullptr;  // of the host's, for a kernel to write: made by the first dot
     void* blas = nullptr;      // a cublasHandle_t, made by the first product, and what it works in
     void* blas_workspace = nullptr;
     std::optional<cudaStream_t> blas_stream = {};  // that it is set to
 };
-constexpr index partial_size = 1 << 18;
+constexpr index partial_size = 1 << 18, tickets_size = 1 << 12;
 
 constexpr int device = 0;  // the one that CUDA_VISIBLE_DEVICES puts first
 

@@ -43,16 +43,19 @@ Native* make_native(const cudaStream_t* foreign = nullptr) {
     int multiprocessors = 0;
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
           "cudaDeviceGetAttribute");
-    void* partial = nullptr;
+    void *partial = nullptr, *tickets = nullptr;
     check(cudaMalloc(&partial, partial_size * sizeof(double)), "cudaMalloc");
+    check(cudaMalloc(&tickets, tickets_size * sizeof(unsigned)), "cudaMalloc");
     cudaStream_t stream = nullptr;
-    if (foreign) {
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    check(cudaMemsetAsync(tickets, 0, tickets_size * sizeof(unsigned), stream), "cudaMemsetAsync");
+    if (foreign) {  // it may be in a capture, where zeros would be written at every replay
+        check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+        check(cudaStreamDestroy(stream), "cudaStreamDestroy");
         stream = *foreign;
-    } else {
-        check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
-              "cudaStreamCreateWithFlags");
     }
-    return new Native{stream, pool, static_cast<double*>(partial), multiprocessors};
+    return new Native{stream, pool, static_cast<double*>(partial), static_cast<unsigned*>(tickets),
+                      multiprocessors};
 }
 
 // What threads that have ended leave to later ones. Leaked, since threads end after statics.

@@ -192,48 +192,54 @@ SP_HD bool coefficients(const Task& t, Function function, index g, index c, doub
 
 SP_HD double uniform(std::uint32_t bits) { return (double(bits) + 0.5) * (1.0 / 4294967296.0); }
 
-// What follows from the mean and the sum of squares about it.
+// What follows from the mean and the sum of squares about it: the tables of a channel,
+SP_HD void set_tables(const Task& t, index g, index c, double mean, double square) {
+    const Origin& how = t.how;
+    const double r = 1.0 / std::sqrt(square / double(t.norm.shape.count_of(g)) + how.eps);
+    t.table(Mean, g, c) = mean;
+    t.table(InverseDeviation, g, c) = r;
+    if (!t.norm.all_tables) return;
+    double alpha = 1.0, beta = 0.0, gamma = 1.0, delta = 0.0;
+    if (how.r_max > 0.0) {
+        const double deviation = std::sqrt(how.running_variance.get(c, 1.0) + how.eps);
+        const double ratio = 1.0 / (r * deviation);
+        const double shift = (mean - how.running_mean.get(c, 0.0)) / deviation;
+        alpha = std::min(std::max(ratio, 1.0 / how.r_max), how.r_max);
+        beta = std::min(std::max(shift, -how.d_max), how.d_max);
+    }
+    if (how.noise_scale > 0.0) {
+        const Philox bits = philox({{std::uint32_t(c), std::uint32_t(std::uint64_t(c) >> 32),
+                                     std::uint32_t(how.step), std::uint32_t(how.step >> 32)}},
+                                   how.seed);
+        gamma = 1.0 + (how.noise_scale - 1.0) * uniform(bits.word[0]);
+        delta = how.noise_mean * (2.0 * uniform(bits.word[1]) - 1.0);
+        alpha *= gamma;
+        beta *= gamma;
+    }
+    t.table(Alpha, g, c) = alpha;
+    t.table(Beta, g, c) = beta;
+    t.table(Gamma, g, c) = gamma;
+    t.table(Delta, g, c) = delta;
+}
+// and then the running statistics.
+SP_HD void move_running(const Task& t, index g, index c, double mean, double square) {
+    const Origin& how = t.how;
+    if (how.running_mean.data == nullptr) return;
+    const double count = double(t.norm.shape.count_of(g));
+    const double m = how.cumulative ? 1.0 / (how.seen + double(g) + 1.0) : how.momentum;
+    const double old_mean = how.running_mean.get(c, 0.0);
+    const double old_variance = how.running_variance.get(c, 1.0);
+    how.running_mean.set(c, (1.0 - m) * old_mean + m * mean);
+    how.running_variance.set(c, (1.0 - m) * old_variance + m * (square / (count - 1.0)));
+}
 SP_HD void set_statistics(const Task& t, index g, index c, double mean, double square) {
     if (t.moments) {
         t.moments[c] = mean;
         t.moments[t.norm.shape.channels + c] = square;
         return;
     }
-    const Origin& how = t.how;
-    const double count = double(t.norm.shape.count_of(g));
-    const double r = 1.0 / std::sqrt(square / count + how.eps);
-    t.table(Mean, g, c) = mean;
-    t.table(InverseDeviation, g, c) = r;
-    if (t.norm.all_tables) {
-        double alpha = 1.0, beta = 0.0, gamma = 1.0, delta = 0.0;
-        if (how.r_max > 0.0) {
-            const double deviation = std::sqrt(how.running_variance.get(c, 1.0) + how.eps);
-            const double ratio = 1.0 / (r * deviation);
-            const double shift = (mean - how.running_mean.get(c, 0.0)) / deviation;
-            alpha = std::min(std::max(ratio, 1.0 / how.r_max), how.r_max);
-            beta = std::min(std::max(shift, -how.d_max), how.d_max);
-        }
-        if (how.noise_scale > 0.0) {
-            const Philox bits = philox({{std::uint32_t(c), std::uint32_t(std::uint64_t(c) >> 32),
-                                         std::uint32_t(how.step), std::uint32_t(how.step >> 32)}},
-                                       how.seed);
-            gamma = 1.0 + (how.noise_scale - 1.0) * uniform(bits.word[0]);
-            delta = how.noise_mean * (2.0 * uniform(bits.word[1]) - 1.0);
-            alpha *= gamma;
-            beta *= gamma;
-        }
-        t.table(Alpha, g, c) = alpha;
-        t.table(Beta, g, c) = beta;
-        t.table(Gamma, g, c) = gamma;
-        t.table(Delta, g, c) = delta;
-    }
-    if (how.running_mean.data) {
-        const double m = how.cumulative ? 1.0 / (how.seen + double(g) + 1.0) : how.momentum;
-        const double old_mean = how.running_mean.get(c, 0.0);
-        const double old_variance = how.running_variance.get(c, 1.0);
-        how.running_mean.set(c, (1.0 - m) * old_mean + m * mean);
-        how.running_variance.set(c, (1.0 - m) * old_variance + m * (square / (count - 1.0)));
-    }
+    set_tables(t, g, c, mean, square);
+    move_running(t, g, c, mean, square);
 }
 
 // The running statistics as the batch's.

@@ -1,4 +1,5 @@
-// Four elements at once, of any dtype, computed on in float or double.
+// Four elements at once, stored as S (std::uint16_t: bfloat16 or float16) and computed on as
+// number<S>.
 #pragma once
 
 #include <type_traits>
@@ -9,169 +10,155 @@ SP_BEGIN
 
 namespace normalization {
 
-// Four elements as they are stored, those in float or double as T.
-template <class T>
-struct Stored {
-    std::uint32_t word[sizeof(T)];
+template <class S>
+using number = std::conditional_t<sizeof(S) == 8, double, float>;
+
+// As they lie in memory.
+template <class S>
+struct alignas(std::min<std::size_t>(lanes * sizeof(S), 16)) Stored {
+    S of[lanes];
 };
-__device__ __forceinline__ bool is_half(Dtype dtype) { return bytes_of(dtype) == 2; }
 
-template <class T>
-__device__ __forceinline__ T word_of(const Stored<T>& raw, int l) {
-    if constexpr (sizeof(T) == 4) {
-        return bit_cast<T>(raw.word[l]);
+template <class S>
+__device__ __forceinline__ number<S> decoded(S x, Dtype dtype) {
+    if constexpr (sizeof(S) > 2) {
+        return x;
     } else {
-        return bit_cast<T>(std::uint64_t(raw.word[2 * l + 1]) << 32 | raw.word[2 * l]);
+        return dtype == Dtype::bf16 ? widen(bfloat16{x}) : widen(float16{x});
     }
 }
-template <class T>
-__device__ __forceinline__ void set_word(Stored<T>& raw, int l, T x) {
-    if constexpr (sizeof(T) == 4) {
-        raw.word[l] = bit_cast<std::uint32_t>(x);
+template <class S>
+__device__ __forceinline__ S encoded(number<S> x, Dtype dtype) {
+    if constexpr (sizeof(S) > 2) {
+        return x;
     } else {
-        const auto bits = bit_cast<std::uint64_t>(x);
-        raw.word[2 * l] = std::uint32_t(bits);
-        raw.word[2 * l + 1] = std::uint32_t(bits >> 32);
+        return dtype == Dtype::bf16 ? rounded<bfloat16>(x).bits : rounded<float16>(x).bits;
     }
 }
 
-template <class T>
-__device__ __forceinline__ Stored<T> fetch(const void* x, Dtype dtype, bool vectors, index at,
-                                           int n) {
-    Stored<T> raw{};
+template <class S>
+__device__ __forceinline__ number<S> element(const void* x, Dtype dtype, index at) {
+    return decoded(static_cast<const S*>(x)[at], dtype);
+}
+
+// What an instruction moves at most.
+template <class S>
+using Word = std::conditional_t<sizeof(S) == 2, uint2, uint4>;
+template <class S>
+constexpr int words = int(sizeof(Stored<S>) / sizeof(Word<S>));
+
+template <bool vectors, class S>
+__device__ __forceinline__ Stored<S> fetch(const void* x, index at, int n) {
+    Stored<S> raw{};
     if (x == nullptr || n <= 0) return raw;
-    if (vectors && n == lanes) {
-        if (is_half(dtype)) {
-            const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const char*>(x) + 2 * at);
-            raw.word[0] = v.x;
-            raw.word[1] = v.y;
-            return raw;
-        }
-        const auto* const from = reinterpret_cast<const uint4*>(static_cast<const T*>(x) + at);
+    const S* const from = static_cast<const S*>(x) + at;
+    if constexpr (vectors) {
 #pragma unroll
-        for (int k = 0; k < int(sizeof(T) / 4); ++k) {
-            const uint4 v = from[k];
-            raw.word[4 * k] = v.x;
-            raw.word[4 * k + 1] = v.y;
-            raw.word[4 * k + 2] = v.z;
-            raw.word[4 * k + 3] = v.w;
+        for (int k = 0; k < words<S>; ++k) {
+            reinterpret_cast<Word<S>*>(&raw)[k] = reinterpret_cast<const Word<S>*>(from)[k];
         }
-        return raw;
-    }
+    } else {
 #pragma unroll
-    for (int l = 0; l < lanes; ++l) {
-        if (l >= n) continue;
-        if (is_half(dtype)) {
-            const std::uint32_t half = static_cast<const std::uint16_t*>(x)[at + l];
-            raw.word[l / 2] |= half << (16 * (l % 2));
-        } else {
-            set_word(raw, l, static_cast<const T*>(x)[at + l]);
+        for (int l = 0; l < lanes; ++l) {
+            if (l < n) raw.of[l] = from[l];
         }
     }
     return raw;
 }
 
-template <class T>
-__device__ __forceinline__ void put(void* x, Dtype dtype, bool vectors, index at, int n,
-                                    const Stored<T>& raw) {
-    if (vectors && n == lanes) {
-        if (is_half(dtype)) {
-            *reinterpret_cast<uint2*>(static_cast<char*>(x) + 2 * at) =
-                uint2{raw.word[0], raw.word[1]};
-            return;
-        }
-        auto* const to = reinterpret_cast<uint4*>(static_cast<T*>(x) + at);
+// Past the caches, which keep what the next pass reads.
+template <bool vectors, class S>
+__device__ __forceinline__ void put(void* x, index at, int n, const Stored<S>& raw) {
+    S* const to = static_cast<S*>(x) + at;
+    if constexpr (vectors) {
 #pragma unroll
-        for (int k = 0; k < int(sizeof(T) / 4); ++k) {
-            const std::uint32_t* const w = raw.word + 4 * k;
-            to[k] = uint4{w[0], w[1], w[2], w[3]};
+        for (int k = 0; k < words<S>; ++k) {
+            __stcs(reinterpret_cast<Word<S>*>(to) + k, reinterpret_cast<const Word<S>*>(&raw)[k]);
         }
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int l = 0; l < lanes; ++l) {
-        if (l >= n) continue;
-        if (is_half(dtype)) {
-            static_cast<std::uint16_t*>(x)[at + l] =
-                std::uint16_t(raw.word[l / 2] >> (16 * (l % 2)));
-        } else {
-            static_cast<T*>(x)[at + l] = word_of(raw, l);
+        for (int l = 0; l < lanes; ++l) {
+            if (l < n) to[l] = raw.of[l];
         }
     }
 }
 
-template <class T>
-__device__ __forceinline__ T decoded(const Stored<T>& raw, Dtype dtype, int l) {
-    const auto half = std::uint16_t(raw.word[l / 2] >> (16 * (l % 2)));
-    if (dtype == Dtype::bf16) return T(widen(bfloat16{half}));
-    if (dtype == Dtype::f16) return T(widen(float16{half}));
-    return word_of(raw, l);
-}
-template <class T>
-__device__ __forceinline__ Stored<T> encoded(const T* x, Dtype dtype) {
-    Stored<T> raw{};
-#pragma unroll
-    for (int l = 0; l < lanes; ++l) {
-        if (is_half(dtype)) {
-            const std::uint32_t half = dtype == Dtype::bf16 ? rounded<bfloat16>(float(x[l])).bits
-                                                            : rounded<float16>(float(x[l])).bits;
-            raw.word[l / 2] |= half << (16 * (l % 2));
-        } else {
-            set_word(raw, l, x[l]);
-        }
-    }
-    return raw;
-}
-
-__device__ __forceinline__ double element(const void* x, Dtype dtype, index at) {
-    switch (dtype) {
-        case Dtype::f32: return double(static_cast<const float*>(x)[at]);
-        case Dtype::f64: return static_cast<const double*>(x)[at];
-        case Dtype::bf16: return double(widen(static_cast<const bfloat16*>(x)[at]));
-        default: return double(widen(static_cast<const float16*>(x)[at]));
-    }
-}
-
-// Where a thread's elements are: in the tensor, in a gate (in bits), and in shared memory; and how
-// many of the four there are.
+// Where a thread's elements are, on which line of a block's, and how many of the four there are.
 struct Spot {
-    index at, bit, held;
-    int n;
+    index at;
+    int line, n;
 };
 
-// As many loads at once as keep the memory busy.
-template <class F, class T>
-constexpr int batch =
-    (F::reads & (F::reads - 1) & ((F::reads & (F::reads - 1)) - 1)) == 0 && sizeof(T) == 4 ? 2 : 1;
+// Where what belongs to the elements of a line lies in another array.
+struct Beside {
+    index offset, step;
+    __device__ __forceinline__ index of(const Spot& s) const {
+        return offset + s.at + s.line * step;
+    }
+};
+
+// What a block goes over: the tensor's elements, the bits of its gate, and a copy in shared memory.
+struct Lines {
+    bool vectors;
+    bool paired;  // two threads that follow each other have the halves of a byte
+    Beside gate;  // bits
+    Beside held{};
+    const char* shared = nullptr;
+    index shared_bytes = 0;
+};
+
+constexpr int arrays_of(unsigned set) { return set == 0 ? 0 : int(set & 1) + arrays_of(set >> 1); }
+
+// What a loop is compiled for. `vectors`: elements are there by fours or not at all, on addresses
+// of fours. `bare`: without a residual, and without a gate to write.
+template <class F, class S, bool vectors_, bool bare>
+struct Form {
+    static constexpr bool vectors = vectors_, gates = !bare;
+    static constexpr unsigned reads = bare ? F::reads & ~(1u << RES) : F::reads;
+    // Loads at once that keep the memory busy.
+    static constexpr int batch =
+        vectors ? std::clamp(16 / int(sizeof(S)) / arrays_of(reads), 1, 4) : 1;
+};
+// f(form) with the one for a pass.
+template <class F, class S, class G>
+__device__ __forceinline__ void with_form(const Sweep& s, bool vectors, G&& g) {
+    constexpr bool bare = (F::reads >> RES & 1) == 0;
+    if (!vectors) {
+        g(Form<F, S, false, bare>());
+    } else if (bare || (!s.in[RES] && !s.new_gate)) {
+        g(Form<F, S, true, true>());
+    } else if constexpr (!bare) {
+        g(Form<F, S, true, false>());
+    }
+}
 
 // Arrays of the set `held` are read from shared memory, where one follows the other.
-template <class F, class T, unsigned held, int N>
-__device__ __forceinline__ void read(const Sweep& s, const Spot (&spot)[N], bool vectors,
-                                     const char* shared, index shared_bytes,
-                                     T (&in)[N][lanes][inputs]) {
-    Stored<T> raw[N][inputs];
+template <class Form, class S, unsigned held, int N>
+__device__ __forceinline__ void read(const Sweep& s, const Spot (&spot)[N], const Lines& lines,
+                                     Stored<S> (&raw)[N][inputs]) {
 #pragma unroll
     for (int b = 0; b < N; ++b) {
         int slot = 0;
 #pragma unroll
         for (int j = 0; j < inputs; ++j) {
-            if (!(F::reads >> j & 1)) continue;
+            if (!(Form::reads >> j & 1)) continue;
             if (held >> j & 1) {
-                raw[b][j] = fetch<T>(shared + slot++ * shared_bytes, s.dtype, true, spot[b].held,
-                                     spot[b].n);
+                raw[b][j] = fetch<true, S>(lines.shared + slot++ * lines.shared_bytes,
+                                           lines.held.of(spot[b]), spot[b].n);
             } else {
-                raw[b][j] = fetch<T>(s.in[j], s.dtype, vectors, spot[b].at, spot[b].n);
+                raw[b][j] = fetch<Form::vectors, S>(s.in[j], spot[b].at, spot[b].n);
             }
         }
     }
+}
+
+// A lane's inputs, as far as there are any.
+template <unsigned reads, class S>
+__device__ __forceinline__ void decode(const Stored<S> (&raw)[inputs], Dtype dtype, int l,
+                                       number<S> (&in)[inputs]) {
 #pragma unroll
-    for (int b = 0; b < N; ++b) {
-#pragma unroll
-        for (int j = 0; j < inputs; ++j) {
-            if (!(F::reads >> j & 1)) continue;
-#pragma unroll
-            for (int l = 0; l < lanes; ++l) in[b][l][j] = decoded(raw[b][j], s.dtype, l);
-        }
+    for (int j = 0; j < inputs; ++j) {
+        if (reads >> j & 1) in[j] = decoded(raw[j].of[l], dtype);
     }
 }
 

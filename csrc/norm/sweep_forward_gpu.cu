@@ -5,17 +5,20 @@ SP_BEGIN
 
 namespace normalization {
 
-void sum_forward(const Launch& launch) { sum_one<Moments>(launch, launch.sweep); }
+void sum_forward(const Launch& launch, const Task& task) {
+    sum_one<Moments>(launch, launch.sweep, task);
+}
 
-void map_forward(const Launch& launch) {
+void map_forward(const Launch& launch, const Task& task) {
     with_kind(launch.sweep, [&](const Sweep& sweep, auto activation) {
-        map_one<Forward<decltype(activation)>>(launch, sweep);
+        map_one<Forward<decltype(activation)>>(launch, sweep, task);
     });
 }
 
-void hold_forward(const Launch& sums, const Sweep& map, const Task& task, index bytes) {
+void hold_forward(const Launch& sums, const Sweep& map, const Task& task, index bytes, index most) {
     with_kind(map, [&](const Sweep& sweep, auto activation) {
-        hold_one<Moments, Forward<decltype(activation)>>(sums, sums.sweep, sweep, task, bytes);
+        hold_one<Moments, Forward<decltype(activation)>>(sums, sums.sweep, sweep, task, bytes,
+                                                         most);
     });
 }
 

@@ -5,8 +5,7 @@
 
 #include <type_traits>
 
-#include "norm/elements_gpu.cuh"
-#include "norm/walk_gpu.cuh"
+#include "norm/channel_gpu.cuh"
 
 SP_BEGIN
 
@@ -22,87 +21,87 @@ SP_HD double per_lane(double x, const F& f) {
     return called(x, f);
 }
 
-// Coefficients that all lanes share, or of each lane.
-template <class T, int K>
-struct Same {
-    T c[K];
-    __device__ __forceinline__ const T* of(int) const { return c; }
-};
-template <class T, int K>
-struct Each {
-    T c[lanes][K];
-    __device__ __forceinline__ const T* of(int l) const { return c[l]; }
-};
-
-__device__ __forceinline__ unsigned gate_bits(const Sweep& s, const Spot& spot) {
-    return s.gate && spot.n > 0 ? unsigned(s.gate[spot.bit / 8]) >> (spot.bit % 8) : 0u;
+__device__ __forceinline__ unsigned gate_bits(const Sweep& s, const Spot& spot, index bit) {
+    return s.gate && spot.n > 0 ? unsigned(s.gate[bit / 8]) >> (bit % 8) : 0u;
 }
 
-// `paired`: two threads that follow each other have the halves of a byte.
-template <class F, class T, unsigned held, int N, class C>
+// `ready`: called before coefficients are used, once what they are for is on its way.
+template <class Form, class S, unsigned held, class F, int N, class C, class R>
 __device__ __forceinline__ void map_spots(const F& f, const Sweep& s, const Spot (&spot)[N],
-                                          bool vectors, bool paired, const C& c,
-                                          const char* shared = nullptr, index shared_bytes = 0) {
-    T in[N][lanes][inputs];
-    read<F, T, held>(s, spot, vectors, shared, shared_bytes, in);
+                                          const Lines& lines, const C& c, R&& ready) {
+    using T = number<S>;
+    Stored<S> raw[N][inputs];
+    read<Form, S, held>(s, spot, lines, raw);
+    ready();
 #pragma unroll
     for (int b = 0; b < N; ++b) {
-        T out[F::outputs][lanes];
-        const unsigned gates = gate_bits(s, spot[b]);
+        Stored<S> out[F::outputs];
+        const int n = Form::vectors ? lanes : spot[b].n;
+        const unsigned gates = gate_bits(s, spot[b], lines.gate.of(spot[b]));
         unsigned new_gates = 0;
 #pragma unroll
         for (int l = 0; l < lanes; ++l) {
-            T gate = T(gates >> l & 1), one[F::outputs];
-            f(in[b][l], c.of(l), one, gate);
-            new_gates |= l < spot[b].n && gate > T(0) ? 1u << l : 0u;
+            T gate = T(gates >> l & 1), in[inputs], one[F::outputs];
+            decode<Form::reads>(raw[b], s.dtype, l, in);
+            f(in, c.of(l), one, gate);
+            new_gates |= l < n && gate > T(0) ? 1u << l : 0u;
 #pragma unroll
-            for (int j = 0; j < F::outputs; ++j) out[j][l] = one[j];
+            for (int j = 0; j < F::outputs; ++j) out[j].of[l] = encoded<S>(one[j], s.dtype);
         }
-        if (s.new_gate) {
+        if (Form::gates && s.new_gate) {
             const unsigned beside = __shfl_down_sync(whole_warp, new_gates, 1);
-            if (paired) new_gates |= beside << lanes;
-            if (spot[b].n > 0 && (!paired || threadIdx.x % 2 == 0)) {
-                s.new_gate[spot[b].bit / 8] = std::uint8_t(new_gates);
+            if (lines.paired) new_gates |= beside << lanes;
+            if (spot[b].n > 0 && (!lines.paired || threadIdx.x % 2 == 0)) {
+                s.new_gate[lines.gate.of(spot[b]) / 8] = std::uint8_t(new_gates);
             }
         }
 #pragma unroll
         for (int j = 0; j < F::outputs; ++j) {
-            if (!s.out[j] || spot[b].n <= 0) continue;
-            put(s.out[j], s.dtype, vectors, spot[b].at, spot[b].n, encoded(out[j], s.dtype));
+            if (s.out[j] && spot[b].n > 0) {
+                put<Form::vectors>(s.out[j], spot[b].at, spot[b].n, out[j]);
+            }
         }
     }
 }
 
 // Adds the terms of each lane to `sum`.
-template <class F, class T, unsigned held, int N, class C>
+template <class Form, class S, unsigned held, class F, int N, class C, class R>
 __device__ __forceinline__ void sum_spots(const F& f, const Sweep& s, const Spot (&spot)[N],
-                                          bool vectors, const C& c, T (&sum)[F::sums][lanes],
-                                          const char* shared = nullptr, index shared_bytes = 0) {
-    T in[N][lanes][inputs];
-    read<F, T, held>(s, spot, vectors, shared, shared_bytes, in);
+                                          const Lines& lines, const C& c, R&& ready,
+                                          number<S> (&sum)[F::sums][lanes]) {
+    using T = number<S>;
+    Stored<S> raw[N][inputs];
+    read<Form, S, held>(s, spot, lines, raw);
+    ready();
 #pragma unroll
     for (int b = 0; b < N; ++b) {
-        const unsigned gates = gate_bits(s, spot[b]);
+        if (Form::vectors && spot[b].n == 0) continue;
+        const int n = Form::vectors ? lanes : spot[b].n;
+        const unsigned gates = gate_bits(s, spot[b], lines.gate.of(spot[b]));
 #pragma unroll
         for (int l = 0; l < lanes; ++l) {
-            T gate = T(gates >> l & 1), term[F::sums];
-            f(in[b][l], c.of(l), term, gate);
+            T gate = T(gates >> l & 1), in[inputs], term[F::sums];
+            decode<Form::reads>(raw[b], s.dtype, l, in);
+            f(in, c.of(l), term, gate);
 #pragma unroll
-            for (int k = 0; k < F::sums; ++k) sum[k][l] += l < spot[b].n ? term[k] : T(0);
+            for (int k = 0; k < F::sums; ++k) sum[k][l] += l < n ? term[k] : T(0);
         }
     }
 }
 
 // Adds the terms of some elements in double: for sums that left the range of float.
-template <class F>
+template <class F, class S>
 __device__ __noinline__ void add_exactly(const F& f, const Sweep& s, index at, index bit,
                                          index stride, index bit_stride, index count,
-                                         const double* c, double* sum) {
+                                         const number<S>* coefficients, double* sum) {
+    double c[F::coefficients];
+    for (int k = 0; k < F::coefficients; ++k) c[k] = double(coefficients[k]);
+    for (int k = 0; k < F::sums; ++k) sum[k] = 0.0;
     for (index i = 0; i < count; ++i, at += stride, bit += bit_stride) {
         double in[inputs], term[F::sums];
         double gate = s.gate ? double(s.gate[bit / 8] >> (bit % 8) & 1) : 0.0;
         for (int j = 0; j < inputs; ++j) {
-            in[j] = (F::reads >> j & 1) && s.in[j] ? element(s.in[j], s.dtype, at) : 0.0;
+            in[j] = (F::reads >> j & 1) && s.in[j] ? double(element<S>(s.in[j], s.dtype, at)) : 0.0;
         }
         f(in, c, term, gate);
         for (int k = 0; k < F::sums; ++k) sum[k] += term[k];
@@ -121,122 +120,124 @@ __device__ __forceinline__ bool untrusted(const double* sum, index n) {
 
 // What moments are taken about: the mean of the first elements, which keeps the digits of squares
 // whatever the mean is.
-template <class T>
+template <class S>
 __device__ __forceinline__ double shift_of(const Sweep& s, index at, index stride, index n) {
     const int few = n < lanes ? 1 : lanes;
     double sum = 0.0;
-    for (int i = 0; i < few; ++i) sum += element(s.in[X], s.dtype, at + i * stride);
-    return double(T(sum / few));
+#pragma unroll
+    for (int i = 0; i < lanes; ++i) {
+        if (i < few) sum += double(element<S>(s.in[X], s.dtype, at + i * stride));
+    }
+    return double(number<S>(few == 1 ? sum : sum / lanes));
 }
 
 // A slab's sums of a channel, to where it keeps them.
 template <class F>
 __device__ __forceinline__ void keep(const double* sum, index n, double shift, double* to,
-                                     index channels) {
+                                     index apart) {
     if constexpr (std::is_same_v<F, Moments>) {
         const double offset = n ? sum[0] / double(n) : 0.0, square = sum[1] - sum[0] * offset;
         to[0] = double(n);
-        to[channels] = shift + offset;
-        to[2 * channels] = square < 0.0 ? 0.0 : square;  // a NaN stays
+        to[apart] = shift + offset;
+        to[2 * apart] = square < 0.0 ? 0.0 : square;  // a NaN stays
     } else {
-        for (int k = 0; k < F::sums; ++k) to[k * channels] = sum[k];
+        for (int k = 0; k < F::sums; ++k) to[k * apart] = sum[k];
     }
 }
 template <class F>
 constexpr int partials = std::is_same_v<F, Moments> ? 3 : F::sums;
 
+// Blocks that a multiprocessor is to hold: what reads much has to keep more in registers.
+template <class F, class S>
+constexpr int resident = sizeof(S) < 8 && F::coefficients <= 6 && arrays_of(F::reads) <= 3 ? 2 : 1;
+
+// Calls f(part, slab) for those of a block, in the order of memory or the other way.
+template <class F>
+__device__ __forceinline__ void for_items(index parts, index slabs, bool backward, F&& f) {
+    for (index v = blockIdx.y; v < slabs; v += gridDim.y) {
+        for (index u = blockIdx.x; u < parts; u += gridDim.x) {
+            f(backward ? parts - 1 - u : u, backward ? slabs - 1 - v : v);
+        }
+    }
+}
+// The blocks of a launch; past the most that a grid has they take several items each.
+inline dim3 blocks_of(index parts, index slabs) {
+    return {unsigned(std::min<index>(parts, 1 << 30)), unsigned(std::min<index>(slabs, 65535))};
+}
+// Slabs of all groups follow each other.
+__device__ __forceinline__ index group_of(index slab, index groups) {
+    return groups == 1 ? 0 : slab % groups;
+}
+__device__ __forceinline__ index slab_of_group(index slab, index groups) {
+    return groups == 1 ? slab : slab / groups;
+}
+
 // A piece of a channel.
 struct Piece {
-    index g, c, slab;
-    index begin, end;   // stretches
-    index first, gate;  // element and bit of the group's first run
-    index elements;
+    index g, slab;
+    int stretches, begin;  // and the one of its first run that it begins with
+    index first;           // element of that run
+    Lines lines;
 };
 
-__device__ __forceinline__ Piece piece_of(const Planes& p, index item) {
-    Piece piece;
-    piece.c = item % p.shape.channels;
-    const index rest = item / p.shape.channels;
-    piece.g = rest % p.groups;
-    piece.slab = rest / p.groups;
-    const index all = p.shape.outer_of(piece.g) * p.stretches;
-    piece.begin = piece.slab * p.each < all ? piece.slab * p.each : all;
-    piece.end = piece.begin + p.each < all ? piece.begin + p.each : all;
-    const index run = piece.g * p.shape.group * p.shape.channels + piece.c;
-    piece.first = run * p.shape.inner;
-    piece.gate = 8 * run * p.bits;
-    piece.elements = p.before(piece.end) - p.before(piece.begin);
+__device__ __forceinline__ Piece piece_of(const Planes& p, index c, index slab, bool vectors) {
+    const Shape& s = p.shape;
+    Piece piece{};
+    piece.g = group_of(slab, p.groups);
+    piece.slab = slab_of_group(slab, p.groups);
+    const index all = s.outer_of(piece.g) * p.stretches, begin = piece.slab * p.each;
+    piece.stretches = int(std::clamp<index>(all - begin, 0, p.each));
+    const index run_of_group = begin / p.stretches;
+    piece.begin = int(begin - run_of_group * p.stretches);
+    const index run = (piece.g * s.group + run_of_group) * s.channels + c;
+    piece.first = run * s.inner;
+    const index stride = s.channels * s.inner, padded = (s.inner + lanes - 1) / lanes * lanes;
+    piece.lines.vectors = vectors;
+    piece.lines.paired = p.log_width > 0;
+    piece.lines.gate = {8 * run * p.bits - piece.first, 8 * s.channels * p.bits - stride};
+    piece.lines.held = {-piece.first, padded - stride};
     return piece;
 }
 
 // Calls f(spots) for the stretches of a piece, the same number of times in all threads.
 template <int N, class F>
 __device__ __forceinline__ void for_stretches(const Planes& p, const Piece& piece, F&& f) {
-    const int step = int(blockDim.x) / p.width, mine = int(threadIdx.x) / p.width;
-    const index into = index(int(threadIdx.x) % p.width) * lanes;
-    const index runs_step = step / p.stretches, parts_step = step % p.stretches;
-    const index stride = p.shape.channels * p.shape.inner,
-                gate_stride = 8 * p.shape.channels * p.bits;
-    const index padded = (p.shape.inner + lanes - 1) / lanes * lanes;
-    index q = piece.begin + mine, run = q / p.stretches, part = q % p.stretches;
-    for (index base = piece.begin; base < piece.end; base += N * step) {
+    const int mine = int(threadIdx.x) >> p.log_width;
+    const int into = (int(threadIdx.x) & (p.width() - 1)) * lanes;
+    const index left = p.shape.inner - (p.stretches - 1) * p.stretch() - into;
+    const int last = left <= 0 ? 0 : left < lanes ? int(left) : lanes;  // of a run's last stretch
+    int line = (piece.begin + mine) / p.stretches;
+    int stretch = piece.begin + mine - line * p.stretches;
+    index at = piece.first + line * p.shape.channels * p.shape.inner + stretch * p.stretch() + into;
+    for (int base = 0; base < piece.stretches; base += N * p.at_once()) {
         Spot spot[N];
 #pragma unroll
         for (int b = 0; b < N; ++b) {
-            const index i = part * p.stretch() + into, left = p.shape.inner - i;
-            spot[b].n = q >= piece.end || left <= 0 ? 0 : left < lanes ? int(left) : lanes;
-            spot[b].at = piece.first + run * stride + i;
-            spot[b].bit = piece.gate + run * gate_stride + i;
-            spot[b].held = run * padded + i;
-            q += step;
-            run += runs_step;
-            part += parts_step;
-            if (part >= p.stretches) {
-                part -= p.stretches;
-                ++run;
+            spot[b].at = at;
+            spot[b].line = line;
+            spot[b].n = base + b * p.at_once() + mine >= piece.stretches ? 0
+                        : stretch == p.stretches - 1                     ? last
+                                                                         : lanes;
+            at += p.ahead;
+            line += p.runs_on;
+            stretch += p.stretches_on;
+            if (stretch >= p.stretches) {
+                stretch -= p.stretches;
+                at += p.jump;
+                ++line;
             }
         }
         f(spot);
     }
 }
 
-template <class T, int K>
-__device__ __forceinline__ void load_coefficients(const void* table, index size, index at, T* c) {
-    const T* const from = static_cast<const T*>(table) + at;
-#pragma unroll
-    for (int k = 0; k < K; ++k) c[k] = from[k * size];
-}
-
-// The sums over all threads, in the first; all threads may go on when it returns.
-template <int m>
-__device__ __forceinline__ void add_threads(double (&sum)[m]) {
-    __shared__ double of_warp[m][warp];
-    const int w = int(threadIdx.x) / warp, warps = int(blockDim.x) / warp;
-#pragma unroll
-    for (int k = 0; k < m; ++k) {
-#pragma unroll
-        for (int half = warp / 2; half > 0; half /= 2) {
-            sum[k] += __shfl_down_sync(whole_warp, sum[k], half);
-        }
-        if (threadIdx.x % warp == 0) of_warp[k][w] = sum[k];
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int k = 0; k < m; ++k) {
-            sum[k] = of_warp[k][0];
-            for (int i = 1; i < warps; ++i) sum[k] += of_warp[k][i];
-        }
-    }
-    __syncthreads();
-}
-
-template <class F, class T, unsigned held>
+template <class F, class S, unsigned held, class R>
 __device__ __forceinline__ void sum_piece(const F& f, const Sweep& s, const Planes& p,
-                                          const Piece& piece, bool vectors,
-                                          const Same<T, F::coefficients>& c,
-                                          double (&total)[F::sums], const char* shared = nullptr,
-                                          index shared_bytes = 0) {
-    constexpr int m = F::sums, N = batch<F, T>;
+                                          const Piece& piece,
+                                          const Same<number<S>, F::coefficients>& c, R&& ready,
+                                          double (&total)[F::sums]) {
+    using T = number<S>;
+    constexpr int m = F::sums;
     T sum[m][lanes] = {};
 #pragma unroll
     for (int k = 0; k < m; ++k) total[k] = 0.0;
@@ -252,361 +253,441 @@ __device__ __forceinline__ void sum_piece(const F& f, const Sweep& s, const Plan
         }
         added = 0;
     };
-    for_stretches<N>(p, piece, [&](const Spot(&spot)[N]) {
-        sum_spots<F, T, held>(f, s, spot, vectors, c, sum, shared, shared_bytes);
+    with_form<F, S>(s, piece.lines.vectors, [&](auto form) {
+        using Form = decltype(form);
+        constexpr int N = Form::batch;
+        for_stretches<N>(p, piece, [&](const Spot(&spot)[N]) {
+            sum_spots<Form, S, held>(f, s, spot, piece.lines, c, ready, sum);
 #pragma unroll
-        for (int b = 0; b < N; ++b) n += spot[b].n;
-        added += N;
-        if (added >= additions) fold();
+            for (int b = 0; b < N; ++b) n += spot[b].n;
+            added += N;
+            if (added >= additions) fold();
+        });
     });
     fold();
     if (sizeof(T) == 4 && untrusted<F>(total, n)) {
-        double wide[F::coefficients];
-        for (int k = 0; k < F::coefficients; ++k) wide[k] = double(c.c[k]);
         for (int k = 0; k < m; ++k) total[k] = 0.0;
         for_stretches<1>(p, piece, [&](const Spot(&spot)[1]) {
-            add_exactly(f, s, spot[0].at, spot[0].bit, 1, 1, spot[0].n, wide, total);
+            double more[m];
+            add_exactly<F, S>(f, s, spot[0].at, piece.lines.gate.of(spot[0]), 1, 1, spot[0].n, c.c,
+                              more);
+            for (int k = 0; k < m; ++k) total[k] += more[k];
         });
     }
     add_threads(total);
 }
 
-template <class F, class T>
-__global__ void __launch_bounds__(threads)
-    sum_planes(const __grid_constant__ Sweep s, const __grid_constant__ Planes p, bool vectors,
-               bool backward, const void* table, double* partial) {
-    constexpr int m = F::sums;
-    const F f{s.setting};
-    const index items = p.items(), size = p.groups * p.shape.channels;
-    for (index u = blockIdx.x; u < items; u += gridDim.x) {
-        const Piece piece = piece_of(p, backward ? items - 1 - u : u);
-        Same<T, F::coefficients> c;
-        double total[m], shift = 0.0;
-        if constexpr (std::is_same_v<F, Moments>) {
-            // An empty piece is one of a smaller group, at whose end it would read.
-            const index run = piece.begin / p.stretches;
-            const index into = piece.begin % p.stretches * p.stretch();
-            const index at = piece.first + run * p.shape.channels * p.shape.inner + into;
-            const index left = p.shape.inner - into;
-            if (piece.elements) shift = shift_of<T>(s, at, 1, left);
-            c.c[MEAN] = T(shift);
-        } else {
-            load_coefficients<T, F::coefficients>(table, size, piece.g * p.shape.channels + piece.c,
-                                                  c.c);
-        }
-        sum_piece<F, T, 0>(f, s, p, piece, vectors, c, total);
-        if (threadIdx.x == 0) {
-            double* const to = partial +
-                               (piece.slab * p.groups + piece.g) * partials<F> * p.shape.channels +
-                               piece.c;
-            keep<F>(total, piece.elements, shift, to, p.shape.channels);
-        }
-    }
+template <class F, class S, unsigned held, class R>
+__device__ __forceinline__ void map_piece(const F& f, const Sweep& s, const Planes& p,
+                                          const Piece& piece,
+                                          const Same<number<S>, F::coefficients>& c, R&& ready) {
+    with_form<F, S>(s, piece.lines.vectors, [&](auto form) {
+        using Form = decltype(form);
+        constexpr int N = Form::batch;
+        for_stretches<N>(p, piece, [&](const Spot(&spot)[N]) {
+            map_spots<Form, S, held>(f, s, spot, piece.lines, c, ready);
+        });
+    });
 }
 
-template <class F, class T>
-__global__ void __launch_bounds__(threads)
-    map_planes(const __grid_constant__ Sweep s, const __grid_constant__ Planes p, bool vectors,
-               bool backward, const void* table) {
-    constexpr int N = batch<F, T>;
+template <class F, class S>
+__global__ void __launch_bounds__(threads, resident<F, S>)
+    sum_planes(const __grid_constant__ Sweep s, const __grid_constant__ Planes p, bool vectors,
+               bool backward, const __grid_constant__ Task task, double* partial,
+               unsigned* tickets) {
+    using T = number<S>;
     const F f{s.setting};
-    const index items = p.items(), size = p.groups * p.shape.channels;
-    for (index u = blockIdx.x; u < items; u += gridDim.x) {
-        const Piece piece = piece_of(p, backward ? items - 1 - u : u);
+    const Kept kept{p.pieces, p.shape.channels, partials<F>};
+    for_items(p.shape.channels, p.pieces * p.groups, backward, [&](index channel, index slab) {
+        const Piece piece = piece_of(p, channel, slab, vectors);
         Same<T, F::coefficients> c;
-        load_coefficients<T, F::coefficients>(table, size, piece.g * p.shape.channels + piece.c,
-                                              c.c);
-        for_stretches<N>(p, piece, [&](const Spot(&spot)[N]) {
-            map_spots<F, T, 0>(f, s, spot, vectors, p.width > 1, c);
-        });
-    }
+        double sum[F::sums], shift = 0.0;
+        const auto go = [&](auto&& ready) { sum_piece<F, S, 0>(f, s, p, piece, c, ready, sum); };
+        if constexpr (std::is_same_v<F, Moments>) {
+            const index into = piece.begin * p.stretch();
+            bool due = true;
+            go([&] {
+                if (!due) return;
+                due = false;
+                shift = shift_of<S>(s, piece.first + into, 1, p.shape.inner - into);
+                c.c[MEAN] = T(shift);
+            });
+        } else {
+            with_coefficients(task, s.function, piece.g, channel, c, go);
+        }
+        if (threadIdx.x == 0) {
+            keep<F>(sum, p.elements(piece.g, piece.slab), shift,
+                    partial + kept.at(piece.g, 0, channel, piece.slab), kept.at(0, 1, 0, 0));
+        }
+        if (last_of(tickets + channel, p.pieces * p.groups)) {
+            finish_channels<F>(task, s.function, channel, 1, kept, partial);
+        }
+    });
+}
+
+template <class F, class S>
+__global__ void __launch_bounds__(threads, resident<F, S>)
+    map_planes(const __grid_constant__ Sweep s, const __grid_constant__ Planes p, bool vectors,
+               bool backward, const __grid_constant__ Task task) {
+    const F f{s.setting};
+    for_items(p.shape.channels, p.pieces * p.groups, backward, [&](index channel, index slab) {
+        const Piece piece = piece_of(p, channel, slab, vectors);
+        Same<number<S>, F::coefficients> c;
+        with_coefficients(task, s.function, piece.g, channel, c,
+                          [&](auto&& ready) { map_piece<F, S, 0>(f, s, p, piece, c, ready); });
+    });
 }
 
 // The rows of a slab that a tile looks at.
 struct Slab {
     index g, slab, tile;
-    index count, length;  // rows, and their elements
-    index first, gate;    // element and bit of the first one
-    index gate_stride;    // bits
-    index single;         // rows as the tensor has them
+    int rows, across;   // threads across a row
+    index length;       // of a row
+    index first;        // element of the first one
+    index single;       // rows as the tensor has them
+    int channels;       // that the tile has
+    int copies;         // of them in a row
+    index gate_stride;  // bits
+    Lines lines;
 };
 
-__device__ __forceinline__ Slab slab_of(const Tiles& t, index item) {
-    Slab s;
-    s.tile = item % t.tiles;
-    const index above = item / t.tiles;
-    s.g = above % t.groups;
-    s.slab = above / t.groups;
-    const index rows = t.shape.outer_of(s.g), whole = rows / t.wide;
+__device__ __forceinline__ Slab slab_of(const Tiles& t, index tile, index slab, bool vectors) {
+    Slab s{};
+    s.tile = tile;
+    s.g = group_of(slab, t.groups);
+    s.slab = slab_of_group(slab, t.groups);
+    const index rows = t.shape.outer_of(s.g), whole = t.wide == 1 ? rows : rows / t.wide;
     const bool rest = t.wide > 1 && s.slab == t.slabs - 1;
-    const index begin = rest ? whole : s.slab * t.each < whole ? s.slab * t.each : whole;
-    const index left = rest ? rows - whole * t.wide : whole - begin;
-    s.count = rest || left < t.each ? left : t.each;
+    const index begin = rest ? whole : std::min(s.slab * t.each, whole);
+    s.rows = int(rest ? rows - whole * t.wide : std::min(whole - begin, index(t.each)));
+    s.across = rest ? t.rest_across : t.across;
     s.length = rest ? t.shape.channels : t.width;
-    s.single = rest ? s.count : s.count * t.wide;
     s.first = (s.g * t.shape.group + begin * t.wide) * t.shape.channels;
-    s.gate = 8 * (s.g * t.group_bits + begin * bits_of_run(t.width));
+    s.single = rest ? s.rows : s.rows * t.wide;
+    const index left = t.shape.channels - s.tile * s.across * lanes;
+    s.channels = int(t.wide > 1 ? t.shape.channels : std::min(left, index(s.across) * lanes));
+    s.copies = t.wide > 1 ? int(s.length / t.shape.channels) : 1;
     s.gate_stride = 8 * bits_of_run(s.length);
+    s.lines.vectors = vectors && s.length % lanes == 0;
+    s.lines.paired = s.across > 1;
+    s.lines.gate = {8 * (s.g * t.group_bits + begin * bits_of_run(t.width)) - s.first,
+                    s.gate_stride - s.length};
     return s;
 }
 
+// Where a thread is in a slab: its row, and its first column.
+struct Corner {
+    int row, rows;  // and rows at once
+    index column;
+    __device__ __forceinline__ explicit Corner(const Slab& slab)
+        : row(int(threadIdx.x) / slab.across),
+          rows(threads / slab.across),
+          column((slab.tile * slab.across + int(threadIdx.x) % slab.across) * lanes) {}
+};
+
 // Calls f(spots) for the rows of a slab, the same number of times in all threads.
 template <int N, class F>
-__device__ __forceinline__ void for_rows(const Tiles& t, const Slab& slab, index i, F&& f) {
-    const int step = threads / t.across, mine = int(threadIdx.x) / t.across;
-    const index left = slab.length - i;
+__device__ __forceinline__ void for_rows(const Slab& slab, const Corner& corner, F&& f) {
+    const index left = slab.length - corner.column, ahead = corner.rows * slab.length;
     const int n = left <= 0 ? 0 : left < lanes ? int(left) : lanes;
-    for (index base = 0; base < slab.count; base += N * step) {
+    int line = corner.row;
+    index at = slab.first + line * slab.length + corner.column;
+    for (int base = 0; base < slab.rows; base += N * corner.rows) {
         Spot spot[N];
 #pragma unroll
         for (int b = 0; b < N; ++b) {
-            const index row = base + b * step + mine;
-            spot[b].n = row < slab.count ? n : 0;
-            spot[b].at = slab.first + row * slab.length + i;
-            spot[b].bit = slab.gate + row * slab.gate_stride + i;
-            spot[b].held = 0;
+            spot[b] = {at, line, line < slab.rows ? n : 0};
+            line += corner.rows;
+            at += ahead;
         }
         f(spot);
     }
 }
 
-template <class T, int K>
-__device__ __forceinline__ void load_each(const Tiles& t, const Slab& slab, index i,
-                                          const void* table, Each<T, K>& c) {
-    const index channels = t.shape.channels, size = t.groups * channels;
+// How far the channel of each lane is from the tile's first; below 0: there is none.
+__device__ __forceinline__ void channels_of(const Slab& slab, const Corner& corner,
+                                            int (&from_first)[lanes]) {
+    const index begin = corner.column - int(threadIdx.x) % slab.across * lanes;
 #pragma unroll
     for (int l = 0; l < lanes; ++l) {
-        const index channel = i + l < slab.length ? (i + l) % channels : 0;
-        load_coefficients<T, K>(table, size, slab.g * channels + channel, c.c[l]);
+        const index i = corner.column + l;
+        from_first[l] = i >= slab.length  ? -1
+                        : slab.copies > 1 ? int(i) % slab.channels
+                                          : int(i - begin);
     }
 }
+__device__ __forceinline__ index first_channel(const Slab& slab) {
+    return slab.tile * slab.across * lanes;  // a row that is put together has one tile
+}
 
-template <class F, class T>
-__global__ void __launch_bounds__(threads)
+template <class F, class S>
+__global__ void __launch_bounds__(threads, resident<F, S>)
     map_rows(const __grid_constant__ Sweep s, const __grid_constant__ Tiles t, bool vectors,
-             bool backward, const void* table) {
-    constexpr int N = batch<F, T>;
+             bool backward, const __grid_constant__ Task task) {
     const F f{s.setting};
-    const index items = t.items();
-    for (index u = blockIdx.x; u < items; u += gridDim.x) {
-        const Slab slab = slab_of(t, backward ? items - 1 - u : u);
-        const index i = (slab.tile * t.across + int(threadIdx.x) % t.across) * lanes;
-        Each<T, F::coefficients> c;
-        load_each(t, slab, i, table, c);
-        const bool aligned = vectors && slab.length % lanes == 0;
-        for_rows<N>(t, slab, i, [&](const Spot(&spot)[N]) {
-            map_spots<F, T, 0>(f, s, spot, aligned, t.across > 1, c);
-        });
-    }
+    for_items(t.tiles, t.slabs * t.groups, backward, [&](index tile, index above) {
+        const Slab slab = slab_of(t, tile, above, vectors);
+        const Corner corner(slab);
+        int channel[lanes];
+        channels_of(slab, corner, channel);
+        Each<number<S>, F::coefficients> c;
+        with_coefficients(task, s.function, slab.g, first_channel(slab), slab.channels, channel, c,
+                          [&](auto&& ready) {
+                              with_form<F, S>(s, slab.lines.vectors, [&](auto form) {
+                                  using Form = decltype(form);
+                                  constexpr int N = Form::batch;
+                                  for_rows<N>(slab, corner, [&](const Spot(&spot)[N]) {
+                                      map_spots<Form, S, 0>(f, s, spot, slab.lines, c, ready);
+                                  });
+                              });
+                          });
+    });
 }
 
-template <class F, class T>
-__global__ void __launch_bounds__(threads)
+template <class F, class S>
+__global__ void __launch_bounds__(threads, resident<F, S>)
     sum_rows(const __grid_constant__ Sweep s, const __grid_constant__ Tiles t, bool vectors,
-             bool backward, const void* table, double* partial) {
-    constexpr int m = F::sums, N = batch<F, T>;
+             bool backward, const __grid_constant__ Task task, double* partial, unsigned* tickets) {
+    using T = number<S>;
+    constexpr int m = F::sums;
     __shared__ double part[threads * lanes];
     const F f{s.setting};
-    const index items = t.items(), channels = t.shape.channels;
-    const int mine = int(threadIdx.x) % t.across, row = int(threadIdx.x) / t.across;
-    const int positions = t.across * lanes, deep = threads / t.across;
-    for (index u = blockIdx.x; u < items; u += gridDim.x) {
-        const Slab slab = slab_of(t, backward ? items - 1 - u : u);
-        const index i = (slab.tile * t.across + mine) * lanes;
-        const bool aligned = vectors && slab.length % lanes == 0;
-        Each<T, F::coefficients> c;
-        if constexpr (std::is_same_v<F, Moments>) {
-#pragma unroll
-            for (int l = 0; l < lanes; ++l) {
-                const index channel = (i + l) % channels;
-                c.c[l][MEAN] = slab.count && i + l < slab.length
-                                   ? T(shift_of<T>(s, slab.first + channel, channels, slab.single))
-                                   : T(0);
-            }
-        } else {
-            load_each(t, slab, i, table, c);
-        }
+    const index channels = t.shape.channels;
+    const Kept kept{t.slabs, channels, partials<F>};
+    for_items(t.tiles, t.slabs * t.groups, backward, [&](index tile, index above) {
+        const Slab slab = slab_of(t, tile, above, vectors);
+        const Corner corner(slab);
+        const index first = first_channel(slab);
+        int channel[lanes];
+        channels_of(slab, corner, channel);
+        Each<T, F::coefficients> c{};
+        const auto shift = [&](int p) {
+            return slab.rows ? shift_of<S>(s, slab.first + first + p, channels, slab.single) : 0.0;
+        };
         T sum[m][lanes] = {};
-        for_rows<N>(t, slab, i,
-                    [&](const Spot(&spot)[N]) { sum_spots<F, T, 0>(f, s, spot, aligned, c, sum); });
+        const auto go = [&](auto&& ready) {
+            with_form<F, S>(s, slab.lines.vectors, [&](auto form) {
+                using Form = decltype(form);
+                constexpr int N = Form::batch;
+                for_rows<N>(slab, corner, [&](const Spot(&spot)[N]) {
+                    sum_spots<Form, S, 0>(f, s, spot, slab.lines, c, ready, sum);
+                });
+            });
+        };
+        if constexpr (std::is_same_v<F, Moments>) {
+            bool due = true;
+            go([&] {
+                if (!due) return;
+                due = false;
+#pragma unroll
+                for (int l = 0; l < lanes; ++l) {
+                    if (channel[l] >= 0) c.c[l][MEAN] = T(shift(channel[l]));
+                }
+            });
+        } else {
+            with_coefficients(task, s.function, slab.g, first, slab.channels, channel, c, go);
+        }
         double total[lanes][m];
 #pragma unroll
         for (int l = 0; l < lanes; ++l) {
 #pragma unroll
             for (int k = 0; k < m; ++k) total[l][k] = double(sum[k][l]);
-            const index n = slab.count > row ? (slab.count - row + deep - 1) / deep : 0;
-            if (sizeof(T) == 4 && i + l < slab.length && untrusted<F>(total[l], n)) {
-                double wide[F::coefficients];
-                for (int k = 0; k < F::coefficients; ++k) wide[k] = double(c.c[l][k]);
-                for (int k = 0; k < m; ++k) total[l][k] = 0.0;
-                add_exactly(f, s, slab.first + row * slab.length + i + l,
-                            slab.gate + row * slab.gate_stride + i + l, deep * slab.length,
-                            deep * slab.gate_stride, n, wide, total[l]);
+            const index n = slab.rows > corner.row
+                                ? (slab.rows - corner.row + corner.rows - 1) / corner.rows
+                                : 0;
+            if (sizeof(T) == 4 && channel[l] >= 0 && untrusted<F>(total[l], n)) {
+                const Spot one{slab.first + corner.row * slab.length + corner.column + l,
+                               corner.row, 1};
+                add_exactly<F, S>(f, s, one.at, slab.lines.gate.of(one), corner.rows * slab.length,
+                                  corner.rows * slab.gate_stride, n, c.c[l], total[l]);
             }
         }
-        double* const to = partial + (slab.slab * t.groups + slab.g) * partials<F> * channels;
-        // Rows of threads onto the first, then rows that were put together onto their channels.
-        const index begin = slab.tile * positions;
-        const index own = t.wide > 1 ? channels : channels - begin;
-        const index copies = slab.count == 0 ? 0 : t.wide > 1 ? slab.length / channels : 1;
+        // Threads of a warp that have the same columns, then those of others, then columns of the
+        // same channel.
+        const int apart = slab.across > warp ? slab.across : warp, columns = slab.across * lanes;
+        const int deep = threads / apart,
+                  at = int(threadIdx.x) / apart * columns + int(threadIdx.x) % slab.across * lanes;
+        int together = 1;
+        while (together < warp && together < slab.copies) together *= 2;
 #pragma unroll
         for (int k = 0; k < m; ++k) {
 #pragma unroll
-            for (int l = 0; l < lanes; ++l) part[int(threadIdx.x) * lanes + l] = total[l][k];
-            __syncthreads();
-            for (int p = int(threadIdx.x); p < positions; p += threads) {
-                double x = part[p];
-                for (int r = 1; r < deep; ++r) x += part[r * positions + p];
-                part[p] = x;
+            for (int l = 0; l < lanes; ++l) {
+                double x = total[l][k];
+                for (int half = warp / 2; half >= slab.across; half /= 2) {
+                    x += __shfl_xor_sync(whole_warp, x, half);
+                }
+                if (int(threadIdx.x) % apart < slab.across) part[at + l] = x;
             }
             __syncthreads();
-            for (int p = int(threadIdx.x); p < positions && p < own; p += threads) {
+            for (int base = 0; base < slab.channels; base += threads / together) {
+                const int p = base + int(threadIdx.x) / together;
                 double x = 0.0;
-                for (index j = 0; j < copies; ++j) x += part[p + j * channels];
-                to[k * channels + begin + p] = x;
+                if (p < slab.channels) {
+                    for (int j = int(threadIdx.x) % together; j < slab.copies; j += together) {
+                        for (int r = 0; r < deep; ++r) {
+                            x += part[r * columns + p + j * slab.channels];
+                        }
+                    }
+                }
+                x = add_among(x, together);
+                if (p < slab.channels && threadIdx.x % together == 0) {
+                    partial[kept.at(slab.g, k, first + p, slab.slab)] = x;
+                }
             }
             __syncthreads();
         }
         if constexpr (std::is_same_v<F, Moments>) {
-            for (int p = int(threadIdx.x); p < positions && p < own; p += threads) {
-                double* const at = to + begin + p;
-                const double both[2] = {at[0], at[channels]};
-                const double shift =
-                    slab.count ? shift_of<T>(s, slab.first + begin + p, channels, slab.single)
-                               : 0.0;
-                keep<F>(both, slab.single, shift, at, channels);
+            for (int p = int(threadIdx.x) / together; p < slab.channels; p += threads / together) {
+                if (threadIdx.x % together != 0) continue;
+                double* const to = partial + kept.at(slab.g, 0, first + p, slab.slab);
+                const index next = kept.at(0, 1, 0, 0);
+                const double both[2] = {to[0], to[next]};
+                keep<F>(both, slab.single, shift(p), to, next);
             }
         }
+        if (last_of(tickets + slab.tile, t.slabs * t.groups)) {
+            finish_channels<F>(task, s.function, first, slab.channels, kept, partial);
+        }
+    });
+}
+
+// f(S()) for the type that elements are stored as.
+template <class F>
+void with_stored(Dtype dtype, F&& f) {
+    switch (dtype) {
+        case Dtype::f32: return f(float());
+        case Dtype::f64: return f(double());
+        default: return f(std::uint16_t());
     }
 }
 
-// The blocks of a launch; past the most that a grid has they take several items each.
-inline unsigned blocks_of(index items) {
-    return unsigned(std::clamp<index>(items, 1, index(1) << 30));
+template <class F>
+void sum_one(const Launch& l, const Sweep& s, const Task& task) {
+    with_stored(s.dtype, [&](auto stored) {
+        using S = decltype(stored);
+        const Walk& w = l.walk;
+        const dim3 blocks = blocks_of(w.parts(), w.slabs() * w.groups());
+        if (w.rows) {
+            launch(l.stream, sum_rows<F, S>, blocks, 0, s, w.tiles, w.vectors, w.backward, task,
+                   l.partial, l.tickets);
+        } else {
+            launch(l.stream, sum_planes<F, S>, blocks, 0, s, w.planes, w.vectors, w.backward, task,
+                   l.partial, l.tickets);
+        }
+    });
 }
 
 template <class F>
-void sum_one(const Launch& l, const Sweep& s) {
-    const auto go = [&](auto number) {
-        using T = decltype(number);
+void map_one(const Launch& l, const Sweep& s, const Task& task) {
+    with_stored(s.dtype, [&](auto stored) {
+        using S = decltype(stored);
         const Walk& w = l.walk;
-        const unsigned blocks = blocks_of(w.items());
+        const dim3 blocks = blocks_of(w.parts(), w.slabs() * w.groups());
         if (w.rows) {
-            launch(l.stream, sum_rows<F, T>, blocks, threads, 0, s, w.tiles, w.vectors, w.backward,
-                   l.table, l.partial);
+            launch(l.stream, map_rows<F, S>, blocks, 0, s, w.tiles, w.vectors, w.backward, task);
         } else {
-            launch(l.stream, sum_planes<F, T>, blocks, threads, 0, s, w.planes, w.vectors,
-                   w.backward, l.table, l.partial);
+            launch(l.stream, map_planes<F, S>, blocks, 0, s, w.planes, w.vectors, w.backward, task);
         }
-    };
-    s.dtype == Dtype::f64 ? go(double()) : go(float());
-}
-
-template <class F>
-void map_one(const Launch& l, const Sweep& s) {
-    const auto go = [&](auto number) {
-        using T = decltype(number);
-        const Walk& w = l.walk;
-        const unsigned blocks = blocks_of(w.items());
-        if (w.rows) {
-            launch(l.stream, map_rows<F, T>, blocks, threads, 0, s, w.tiles, w.vectors, w.backward,
-                   l.table);
-        } else {
-            launch(l.stream, map_planes<F, T>, blocks, threads, 0, s, w.planes, w.vectors,
-                   w.backward, l.table);
-        }
-    };
-    s.dtype == Dtype::f64 ? go(double()) : go(float());
+    });
 }
 
 // The sums and the map of a channel that fits in shared memory: it is read once.
-template <class Sum, class Map, class T>
-__global__ void __launch_bounds__(hold_threads)
+template <class Sum, class Map, class S>
+__global__ void __launch_bounds__(threads, resident<Map, S>)
     hold(const __grid_constant__ Sweep sums, const __grid_constant__ Sweep maps,
          const __grid_constant__ Planes p, bool vectors, const __grid_constant__ Task task,
          index bytes) {
     constexpr unsigned held = Sum::reads & ~(1u << RES);
-    constexpr int m = Sum::sums, N = batch<Map, T>;
+    constexpr bool moments = std::is_same_v<Sum, Moments>;
     extern __shared__ uint4 memory[];
     char* const shared = reinterpret_cast<char*>(memory);
-    __shared__ double number[most_coefficients];
+    __shared__ double coefficient[most_coefficients];
+    __shared__ double found[3];
     const index c = blockIdx.x;
-    const Piece piece = piece_of(p, c);
+    Piece piece = piece_of(p, c, 0, vectors);
+    piece.lines.shared = shared;
+    piece.lines.shared_bytes = bytes;
     for_stretches<1>(p, piece, [&](const Spot(&spot)[1]) {
-        const auto [at, bit, place, n] = spot[0];
+        const index at = spot[0].at;
+        const int n = spot[0].n;
         int slot = 0;
 #pragma unroll
         for (int j = 0; j < inputs; ++j) {
             if (!(held >> j & 1)) continue;
-            char* const to = shared + slot++ * bytes;
-            if (vectors && n == lanes && sums.in[j]) {
-                const index width = bytes_of(sums.dtype);
-                const char* const from = static_cast<const char*>(sums.in[j]) + at * width;
-                if (is_half(sums.dtype)) {
-                    __pipeline_memcpy_async(to + place * width, from, 8);
-                } else {
+            S* const to =
+                reinterpret_cast<S*>(shared + slot++ * bytes) + piece.lines.held.of(spot[0]);
+            if (vectors && n > 0 && sums.in[j]) {
+                using W = Word<S>;
+                const W* const from =
+                    reinterpret_cast<const W*>(static_cast<const S*>(sums.in[j]) + at);
 #pragma unroll
-                    for (int k = 0; k < int(sizeof(T) / 4); ++k) {
-                        __pipeline_memcpy_async(to + place * width + 16 * k, from + 16 * k, 16);
-                    }
+                for (int k = 0; k < words<S>; ++k) {
+                    __pipeline_memcpy_async(reinterpret_cast<W*>(to) + k, from + k, sizeof(W));
                 }
-            } else if (n > 0) {
-                put(to, sums.dtype, false, place, n,
-                    fetch<T>(sums.in[j], sums.dtype, vectors, at, n));
+            } else {
+                const Stored<S> raw = fetch<false, S>(sums.in[j], at, n);
+#pragma unroll
+                for (int l = 0; l < lanes; ++l) {
+                    if (l < n) to[l] = raw.of[l];
+                }
             }
         }
     });
     __pipeline_commit();
     double shift = 0.0;
-    if constexpr (std::is_same_v<Sum, Moments>) {
-        shift = shift_of<T>(sums, piece.first, 1, p.shape.inner);
-        if (threadIdx.x == 0) number[MEAN] = shift;
+    if constexpr (moments) {
+        shift = shift_of<S>(sums, piece.first, 1, p.shape.inner);
+        if (threadIdx.x == 0) coefficient[MEAN] = shift;
     } else {
-        if (threadIdx.x == 0) channel_coefficients(task, sums.function, 0, c, number);
+        if (threadIdx.x == 0) channel_coefficients(task, sums.function, 0, c, coefficient);
     }
     __pipeline_wait_prior(0);
     __syncthreads();
-    Same<T, Sum::coefficients> of_sum;
-    for (int k = 0; k < Sum::coefficients; ++k) of_sum.c[k] = T(number[k]);
-    double total[m];
-    sum_piece<Sum, T, held>(Sum{sums.setting}, sums, p, piece, vectors, of_sum, total, shared,
-                            bytes);
+    Same<number<S>, Sum::coefficients> of_sum;
+    load(coefficient, of_sum);
+    double total[Sum::sums];
+    const auto ready = [] {};
+    sum_piece<Sum, S, held>(Sum{sums.setting}, sums, p, piece, of_sum, ready, total);
     if (threadIdx.x == 0) {
-        if constexpr (std::is_same_v<Sum, Moments>) {
-            double found[3];
-            keep<Sum>(total, piece.elements, shift, found, 1);
-            set_channel_statistics(task, 0, c, found[1], found[2]);
+        if constexpr (moments) {
+            keep<Sum>(total, p.shape.count_of(0), shift, found, 1);
+            set_channel_tables(task, 0, c, found[1], found[2]);
         } else {
-            for (int k = 0; k < m; ++k) task.sum(k, 0, c) = total[k];
-            finish_channel(task, sums.function, c);
+            for (int k = 0; k < Sum::sums; ++k) task.sum(k, 0, c) = total[k];
         }
-        channel_coefficients(task, maps.function, 0, c, number);
+        channel_coefficients(task, maps.function, 0, c, coefficient);
     }
     __syncthreads();
-    Same<T, Map::coefficients> of_map;
-    for (int k = 0; k < Map::coefficients; ++k) of_map.c[k] = T(number[k]);
-    for_stretches<N>(p, piece, [&](const Spot(&spot)[N]) {
-        map_spots<Map, T, held>(Map{maps.setting}, maps, spot, vectors, p.width > 1, of_map, shared,
-                                bytes);
-    });
+    if (threadIdx.x == threads - warp) {  // while the others map
+        if constexpr (moments) {
+            move_running(task, 0, c, found[1], found[2]);
+        } else {
+            finish_channel(task, sums.function, c);
+        }
+    }
+    Same<number<S>, Map::coefficients> of_map;
+    load(coefficient, of_map);
+    map_piece<Map, S, held>(Map{maps.setting}, maps, p, piece, of_map, ready);
 }
 
 template <class Sum, class Map>
-void hold_one(const Launch& l, const Sweep& sums, const Sweep& maps, const Task& task,
-              index bytes) {
-    constexpr unsigned held = Sum::reads & ~(1u << RES);
-    int arrays = 0;
-    for (int j = 0; j < inputs; ++j) arrays += held >> j & 1;
-    const auto go = [&](auto number) {
-        using T = decltype(number);
-        const auto kernel = hold<Sum, Map, T>;
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   int(arrays * bytes)),
-              "cudaFuncSetAttribute");
-        launch(l.stream, kernel, unsigned(l.walk.planes.shape.channels), hold_threads,
+void hold_one(const Launch& l, const Sweep& sums, const Sweep& maps, const Task& task, index bytes,
+              index most) {
+    with_stored(sums.dtype, [&](auto stored) {
+        using S = decltype(stored);
+        const auto kernel = hold<Sum, Map, S>;
+        static const bool allowed = [&] {
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       int(most)),
+                  "cudaFuncSetAttribute");
+            return true;
+        }();
+        (void)allowed;
+        const int arrays = arrays_of(Sum::reads & ~(1u << RES));
+        launch(l.stream, kernel, unsigned(l.walk.planes.shape.channels),
                std::size_t(arrays * bytes), sums, maps, l.walk.planes, l.walk.vectors, task, bytes);
-    };
-    sums.dtype == Dtype::f64 ? go(double()) : go(float());
+    });
 }
 
 }  // namespace normalization

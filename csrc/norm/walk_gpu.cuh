@@ -11,7 +11,7 @@ SP_BEGIN
 
 namespace normalization {
 
-constexpr int lanes = 4, warp = 32, threads = 256;
+constexpr int lanes = 4, warp = 32, threads = 512;
 constexpr unsigned whole_warp = 0xffffffffu;
 
 // Runs that are channels. A channel's runs in a group are cut into stretches, which are numbered
@@ -19,13 +19,25 @@ constexpr unsigned whole_warp = 0xffffffffu;
 struct Planes {
     Shape shape;
     index groups, bits;  // bytes of a run's gate
-    int width;           // threads of a stretch, a power of two
-    index stretches;     // of a run
-    index each, pieces;  // stretches of a piece, pieces of a group
+    int log_width;       // of the threads of a stretch
+    int stretches;       // of a run
+    int each;            // stretches of a piece
+    index pieces;        // of a group
+    // From a thread's stretch to its next one: runs and stretches, elements, and how many more
+    // where that is past the end of a run.
+    int runs_on, stretches_on;
+    index ahead, jump;
 
-    SP_HD index stretch() const { return index(width) * lanes; }
-    SP_HD index items() const { return pieces * groups * shape.channels; }
-    // Elements before a stretch.
+    SP_HD int width() const { return 1 << log_width; }
+    SP_HD int at_once() const { return threads >> log_width; }
+    SP_HD index stretch() const { return index(lanes) << log_width; }
+    // Elements of a piece.
+    SP_HD index elements(index g, index slab) const {
+        const index all = shape.outer_of(g) * stretches, begin = slab * each, end = begin + each;
+        return before(end < all ? end : all) - before(begin < all ? begin : all);
+    }
+
+   private:
     SP_HD index before(index q) const {
         const index into = q % stretches * stretch();
         return q / stretches * shape.inner + (into < shape.inner ? into : shape.inner);
@@ -37,11 +49,10 @@ struct Planes {
 struct Tiles {
     Shape shape;
     index groups, wide, width, group_bits;
-    int across;         // threads across a row, a power of two
-    index tiles;        // of a row; one where rows are put together
-    index each, slabs;  // rows of a slab, slabs of a group with those left over
-
-    SP_HD index items() const { return slabs * groups * tiles; }
+    int across, rest_across;  // threads across a row and across one left over, powers of two
+    index tiles;              // of a row; one where rows are put together
+    int each;                 // rows of a slab
+    index slabs;              // of a group, with those left over
 };
 
 struct Walk {
@@ -50,55 +61,45 @@ struct Walk {
     Tiles tiles;
     bool vectors;   // four elements lie on an address of theirs
     bool backward;  // what was touched last is still in cache
-    index items() const { return rows ? tiles.items() : planes.items(); }
     index slabs() const { return rows ? tiles.slabs : planes.pieces; }
+    index groups() const { return rows ? tiles.groups : planes.groups; }
+    // Of what is finished by itself: tiles, or channels.
+    index parts() const { return rows ? tiles.tiles : planes.shape.channels; }
 };
 
-// One pass. Coefficients are (number, groups, channels) of the type that is computed in; sums go to
-// (slabs, groups, number, channels), moments as count, mean and sum of squares about it.
+// One pass. Sums go to (groups, number, channels, slabs), moments as count, mean and sum of squares
+// about it; `tickets` are zero, and left so.
 struct Launch {
     Stream stream;
     Sweep sweep;
     Walk walk;
-    const void* table;
     double* partial;
+    unsigned* tickets;
 };
 constexpr int partials_of(Function function, Activation a) {
     return function == Function::moments ? 3 : sums_of(function, a);
 }
 
-void sum_forward(const Launch& launch);
-void map_forward(const Launch& launch);
-void sum_backward(const Launch& launch);
-void map_backward(const Launch& launch);
-void sum_second(const Launch& launch);
-void map_second(const Launch& launch);
-// The sums and `map` in one launch, a block a channel, whose arrays take so many bytes each.
-void hold_forward(const Launch& sums, const Sweep& map, const Task& task, index bytes);
-void hold_backward(const Launch& sums, const Sweep& map, const Task& task, index bytes);
+// Sums, and what becomes of them.
+void sum_forward(const Launch& launch, const Task& task);
+void sum_backward(const Launch& launch, const Task& task);
+void sum_second(const Launch& launch, const Task& task);
+void map_forward(const Launch& launch, const Task& task);
+void map_backward(const Launch& launch, const Task& task);
+void map_second(const Launch& launch, const Task& task);
+// The sums and `map` in one launch, a block a channel, whose arrays take so many bytes each of the
+// `most` that a block may have.
+void hold_forward(const Launch& sums, const Sweep& map, const Task& task, index bytes, index most);
+void hold_backward(const Launch& sums, const Sweep& map, const Task& task, index bytes, index most);
 
-constexpr int hold_threads = 512;
 // Sums in float move on to double after so many additions.
 constexpr int additions = 32;
 
 template <class... P, class... A>
-void launch(const Stream& stream, void (*kernel)(P...), unsigned blocks, int width,
-            std::size_t shared, A... arguments) {
-    kernel<<<blocks, width, shared, native(stream).stream>>>(arguments...);
+void launch(const Stream& stream, void (*kernel)(P...), dim3 blocks, std::size_t shared,
+            const A&... arguments) {
+    kernel<<<blocks, threads, shared, native(stream).stream>>>(arguments...);
     check(cudaGetLastError(), "batch normalization");
-}
-
-// Not inlined: the algebra of a channel is long, and done once.
-static __device__ __noinline__ void channel_coefficients(const Task& t, Function function, index g,
-                                                         index c, double* out) {
-    coefficients(t, function, g, c, out);
-}
-static __device__ __noinline__ void set_channel_statistics(const Task& t, index g, index c,
-                                                           double mean, double square) {
-    set_statistics(t, g, c, mean, square);
-}
-static __device__ __noinline__ void finish_channel(const Task& t, Function function, index c) {
-    finish(t, function, c);
 }
 
 }  // namespace normalization

@@ -32,9 +32,8 @@ def module(device: str) -> ModuleType:
     DeviceError
         If the device is not there; the message says why.
     """
-    if type(device) is str and device == "cpu":  # at once: each call of many asks
-        return _core
-    one_of("device", device, ("cpu", "cuda"))
+    if type(device) is not str or device not in ("cpu", "cuda"):  # each call of many asks
+        one_of("device", device, ("cpu", "cuda"))
     return _core if device == "cpu" else _cuda()
 
 

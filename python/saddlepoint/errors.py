@@ -68,13 +68,15 @@ def instance(name: str, value: Any, kind: type[Kind], what: str) -> Kind:
 
 def one_of(name: str, value: Any, words: Collection[str | None]) -> None:
     """Raise ValueError unless ``value`` is one of some words; None may be among them."""
-    if not isinstance(value, str | None) or value not in words:
+    if not (value is None or isinstance(value, str)) or value not in words:
         *first, last = map(repr, words)
         raise ValueError(expected(name, f"{', '.join(first)} or {last}", brief(value)))
 
 
 def flag(name: str, value: Any) -> bool:
     """``value`` if it is true or false: a bool of Python or NumPy, 0 or 1."""
+    if value is True or value is False:
+        return value
     if getattr(value, "shape", ()) != () or not (value == 0 or value == 1):
         raise TypeError(expected(name, "True or False", brief(value)))
     return bool(value)
@@ -89,7 +91,7 @@ def path_of(name: str, value: Any) -> Path:
 
 def number(name: str, value: Any) -> float:
     """A real number of Python or NumPy, or an array of one; TypeError for anything else."""
-    if type(value) is float:
+    if type(value) is float:  # at once: an abstract class takes its time
         return value
     if isinstance(value, Real) or math.prod(getattr(value, "shape", (0,))) == 1:
         try:

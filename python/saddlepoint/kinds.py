@@ -71,6 +71,9 @@ def _dtype_name(dtype: Any) -> str:
     return name[6:] if name.startswith("torch.") else str(np.dtype(dtype).name)
 
 
+_OF_ARRAYS = ("shape", "dtype", "__dlpack_device__")
+
+
 def is_array(x: Any) -> bool:
     """Whether this is one array, and not some things that may be arrays."""
     return hasattr(x, "__dlpack__")
@@ -78,13 +81,18 @@ def is_array(x: Any) -> bool:
 
 def check_array(name: str, x: Any) -> None:
     """Raise TypeError unless this is an array; one whose mask would be lost is none."""
-    if type(x) is np.ndarray:
+    kind: Any = type(x)
+    if kind is np.ndarray or _says_it_is_an_array(kind):
         return
-    if isinstance(x, type) or not all(
-        hasattr(x, needed) for needed in ("shape", "dtype", "__dlpack_device__")
-    ):
+    if isinstance(x, type) or not all(hasattr(x, a) for a in _OF_ARRAYS):
         raise TypeError(expected(name, "an array (NumPy or DLPack)", type(x).__name__))
     refuse_mask(name, x)
+
+
+@lru_cache
+def _says_it_is_an_array(kind: type) -> bool:
+    """Whether all objects of a type are arrays, as PyTorch's tensors are, none with a mask."""
+    return all(hasattr(kind, a) for a in _OF_ARRAYS) and not issubclass(kind, np.ma.MaskedArray)
 
 
 def refuse_mask(name: str, x: Any) -> None:
@@ -97,6 +105,8 @@ def device_of(x: Any) -> str:
     """``"cpu"`` or ``"cuda"``, for an array of NumPy or one that speaks DLPack."""
     if type(x) is np.ndarray or getattr(x, "is_cpu", False):  # at once, for the usual ones
         return "cpu"
+    if getattr(x, "is_cuda", False):
+        return "cuda"
     if not hasattr(x, "__dlpack_device__") or isinstance(x, type):
         raise TypeError(expected("x", "an array (NumPy or DLPack)", type(x).__name__))
     refuse_mask("x", x)

@@ -22,17 +22,18 @@ Reduce = Callable[[ArrayLike], object]
 
 def start(extension: ModuleType, saved: Saved, tables: int, residual: ArrayLike | None) -> int:
     """Allocate what the forward pass writes, and keep the residual if it takes it; the groups."""
-    groups: int
-    groups, gate_bytes = extension.batch_norm_sizes(saved)
+    gated = residual is not None and saved.activation is not None and not curved(saved.activation)
+    groups, gate_bytes = 1, 0
+    if saved.ghost or gated:
+        groups, gate_bytes = extension.batch_norm_sizes(saved)
     if tables:
         channels = int(saved.x.shape[saved.axis])
         saved.statistics = double_table(saved.x, tables, groups, channels)
     saved.has_residual = residual is not None
-    if residual is not None and saved.activation is not None:
-        if curved(saved.activation):
-            saved.residual = residual
-        else:
-            saved.gate = octets(saved.x, gate_bytes)
+    if gated:
+        saved.gate = octets(saved.x, gate_bytes)
+    elif saved.activation is not None:
+        saved.residual = residual
     return groups
 
 
