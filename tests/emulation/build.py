@@ -109,7 +109,7 @@ def main() -> None:
     subprocess.check_call([
         "cmake", "-S", HERE, "-B", build, "-G", "Ninja", f"-DSOURCES={build / 'csrc'}",
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind}", "-DVERSION=0",
-        "-Wno-dev", "--log-level=WARNING", *cache,
+        "--log-level=WARNING", *cache,
     ])  # fmt: skip
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count()))
     subprocess.check_call(["cmake", "--build", build, "-j", jobs])
