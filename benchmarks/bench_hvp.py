@@ -27,7 +27,7 @@ def cases(options: Options) -> Iterator[Callable[[], Case]]:
     sizes = (
         [(SMALL, 256, 6.0)]
         if options.quick
-        else [(LARGE, 4096, 1.1), (LARGE, 128, None), (SMALL, 256, 6.0)]
+        else [(SMALL, 256, 6.0), (LARGE, 4096, 1.1), (LARGE, 128, None)]
     )
     for widths, rows, bar in sizes:
         problem = _Problem(widths, rows, options.device)

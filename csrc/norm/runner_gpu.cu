@@ -21,7 +21,7 @@ int log_from(index n, int most) {
 // Blocks that a pass is cut into where there is enough to do, all of which an H100 holds at once,
 // and how often the threads of one go round. Functions of the shape alone, as everything is that
 // sums depend on.
-constexpr index wanted_blocks = 2 * 132, least_rounds = 2, most_rounds = 64;
+constexpr index wanted_blocks = 2 * 132, wanted_of_rows = 132, least_rounds = 2, most_rounds = 64;
 
 Planes planes_of(const Shape& shape) {
     Planes p{};
@@ -59,7 +59,7 @@ Tiles tiles_of(const Cut& cut) {
     t.rest_across = 1 << log_from(up(shape.channels, lanes), threads);
     t.tiles = up(t.width, index(t.across) * lanes);
     const index at_once = threads / t.across, rows = cut.group / t.wide;
-    const index rounds = up(rows * t.groups * t.tiles, at_once * wanted_blocks);
+    const index rounds = up(rows * t.groups * t.tiles, at_once * wanted_of_rows);
     t.each = int(at_once * std::clamp<index>(rounds, least_rounds, additions));
     t.slabs = up(rows, t.each) + (t.wide > 1 ? 1 : 0);
     return t;

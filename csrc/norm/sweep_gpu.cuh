@@ -147,7 +147,8 @@ __device__ __forceinline__ void keep(const double* sum, index n, double shift, d
 template <class F>
 constexpr int partials = std::is_same_v<F, Moments> ? 3 : F::sums;
 
-// Blocks that a multiprocessor is to hold: what reads much has to keep more in registers.
+// Blocks that a multiprocessor is to hold: what reads much has to keep more in registers, and rows,
+// whose coefficients are each lane's own, all that there are.
 template <class F, class S>
 constexpr int resident = sizeof(S) < 8 && F::coefficients <= 6 && arrays_of(F::reads) <= 3 ? 2 : 1;
 
@@ -421,7 +422,7 @@ __device__ __forceinline__ index first_channel(const Slab& slab) {
 }
 
 template <class F, class S>
-__global__ void __launch_bounds__(threads, resident<F, S>)
+__global__ void __launch_bounds__(threads)
     map_rows(const __grid_constant__ Sweep s, const __grid_constant__ Tiles t, bool vectors,
              bool backward, const __grid_constant__ Task task) {
     const F f{s.setting};
@@ -445,7 +446,7 @@ __global__ void __launch_bounds__(threads, resident<F, S>)
 }
 
 template <class F, class S>
-__global__ void __launch_bounds__(threads, resident<F, S>)
+__global__ void __launch_bounds__(threads)
     sum_rows(const __grid_constant__ Sweep s, const __grid_constant__ Tiles t, bool vectors,
              bool backward, const __grid_constant__ Task task, double* partial, unsigned* tickets) {
     using T = number<S>;
