@@ -156,12 +156,9 @@ def _case(
 def _ours(module: Any, loss: Any, x: Any, y: Any, top: int, theta: Any) -> NDArray[Any]:
     st = importlib.import_module("saddlepoint.torch")
     H = sp.hessian(st.objective(module, loss, (x, y)), theta)
-    if top == 1:
-        values: NDArray[Any] = sp.eigsh(H, 2, "BE", tol=RESIDUAL, show_progress=False).values
-        return values
-    high = sp.eigsh(H, top, "LA", tol=RESIDUAL, show_progress=False)
-    low = sp.eigsh(H, 1, "SA", tol=RESIDUAL, show_progress=False)
-    return np.concatenate([low.values, high.values])
+    # One Krylov space for both ends.
+    values = sp.eigsh(H, 2 * top, "BE", tol=RESIDUAL, show_progress=False).values
+    return np.concatenate([values[:1], values[top:]])
 
 
 def _double_backward(

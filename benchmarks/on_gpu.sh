@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Installs, tests and times the CUDA path on a machine with a GPU and no network:
 #
-#     benchmarks/on_gpu.sh OUTDIR [STAGE...]     # install checks spectrum hvp epoch batch_norm optim
+#     benchmarks/on_gpu.sh OUTDIR [STAGE...]     # install checks batch_norm optim hvp epoch spectrum
 #
 # Wants nvcc and compute-sanitizer, and for python3: numpy, pytest, torch and nvidia-cublas. A wheel of
 # saddlepoint that lies in $SADDLEPOINT_WHEELS, or in .whl of this repository, is installed; without
 # one it is built, for which cmake, ninja, pybind11 and scikit-build-core, and a wheel of
 # scipy-openblas32 beside, are wanted too. Nothing is installed outside a temporary folder.
+#
+# CHECKED is a pattern of checks ("tests .*batch_norm", say), SECONDS_A_CASE what a benchmark's case
+# may take, BENCH_OPTIONS what python -m benchmarks is given besides.
 #
 # A stage that fails or runs out of its time leaves the others theirs. OUTDIR gets a JSON a benchmark,
 # logs.tar.gz and summary.txt, whose lines are printed last.
@@ -99,7 +102,7 @@ checks() {
         sed 's/^/tests /' <<<"$all"
         sed 's/^/memcheck /' <<<"$sanitized"
         sed 's/^/racecheck /' <<<"$sanitized"
-    } | xargs -P "$JOBS" -L 1 bash -c 'check "$@"' -
+    } | grep -E "${CHECKED:-.}" | xargs -P "$JOBS" -L 1 bash -c 'check "$@"' -
 }
 
 bench() { # NAME
@@ -113,7 +116,7 @@ stage checks "$CHECKS_LIMIT" checks
 {
     grep -hE '^(tests|memcheck|racecheck) ' "$logs/checks.log" | grep -v 'status 0,'
 } 2>/dev/null | sed 's/^/  /' >>"$out/summary.txt"
-for name in spectrum hvp epoch batch_norm optim; do
+for name in batch_norm optim hvp epoch spectrum; do
     stage "$name" "${BENCH_LIMIT:-200}" bench "$name"
 done
 exit "$failed"
