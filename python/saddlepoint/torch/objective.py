@@ -55,7 +55,7 @@ class ModuleObjective:
         one_of("batch_norm", batch_norm, ("frozen", "batch"))
         one_of("dropout", dropout, ("off", "fixed"))
         one_of("engine", engine, ("auto", "autograd", "native"))
-        count("memory_budget", memory_budget, 0)
+        count("memory_budget", memory_budget, 0, 2**62)
         if micro_batch is not None:
             count("micro_batch", micro_batch, 1)
         self._params = params
