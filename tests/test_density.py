@@ -218,6 +218,43 @@ def test_of_hessians_on_all_kinds(kind: str, rng: np.random.Generator) -> None:
     assert_array_equal(found.nodes, again.nodes)
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch", "Vector"])
+def test_blocks_are_those_of_the_whole(kind: str, rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x, y = rng.standard_normal((20, 3)), rng.integers(0, 2, 20)
+    objective = sp.NetworkObjective(net, nn.CrossEntropy(), x, y, dtype="float64")
+    place: Any = {"numpy": np.array, "torch": torch.tensor, "Vector": sp.Vector.from_numpy}[kind]
+    theta = net.init(0, "float64").theta
+    H = sp.hessian(objective, place(theta))
+    dense = H.dense()
+    for names, places in (
+        ("0.weight", range(12)),
+        ("*.bias", [12, 13, 14, 15, 24, 25]),
+        (["2.*", "0.bias"], [*range(12, 26)]),
+        ("*", range(26)),
+    ):
+        block = H.restrict(names)
+        wanted = dense[np.ix_(places, places)]
+        assert_allclose(block.dense(), wanted, rtol=0, atol=1e-15)
+        assert_array_equal(sp.vector.gather(block.theta), theta[list(places)])
+        exact = np.linalg.eigvalsh(wanted)
+        assert_allclose(sp.eigsh(block, 2).values, exact[[0, -1]], rtol=1e-9)
+    table = sp.curvature_by_layer(H)
+    assert table.layers == ["0", "2"]
+    for i, span in enumerate((slice(0, 16), slice(16, 26))):
+        exact = np.linalg.eigvalsh(dense[span, span])
+        assert_allclose(
+            [table.lambda_min[i], table.lambda_max[i]], exact[[0, -1]], rtol=1e-3, atol=1e-12
+        )
+        assert table.traces[i] == pytest.approx(exact.sum(), rel=1e-10)
+    assert table.share.sum() == pytest.approx(1.0)
+    with pytest.raises(ValueError, match=r"names: expected names of parameters \(0\.weight, "):
+        H.restrict("0.wight")
+    with pytest.raises(TypeError, match="objective: expected one whose θ has names"):
+        sp.hessian(sp.surfaces.Saddle(), np.zeros(2)).restrict("a")
+
+
 def test_bad_arguments() -> None:
     matrix = np.eye(5)
     for call, text in (

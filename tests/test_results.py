@@ -96,6 +96,12 @@ def whole() -> Demo:
     return Demo(run(), analysis(), [first], first.point, curve, curve, 0.1, surface)
 
 
+def named_hessian() -> sp.HessianOperator:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
+    objective = sp.NetworkObjective(net, nn.CrossEntropy(), SMALL.x, SMALL.y, dtype="float64")
+    return sp.hessian(objective, net.init(0, "float64").theta)
+
+
 RESULTS = {
     "critical.classify.CriticalPoint": lambda: sp.classify(Saddle(), np.zeros(2)),
     "critical.escape.Escape": lambda: sp.escape(Quadratic([-1.0, 2.0]), np.zeros(2)),
@@ -103,6 +109,7 @@ RESULTS = {
     "curvature.density.SpectralDensity": lambda: sp.spectral_density(np.diag([-2.0, 0.0, 5.0])),
     "curvature.hessian.Verification": lambda: sp.hessian(Saddle(), np.ones(2)).verify(0),
     "curvature.lanczos.Eigenpairs": lambda: sp.eigsh(np.diag([-2.0, 0.0, 5.0]), 2),
+    "curvature.layers.LayerCurvature": lambda: sp.curvature_by_layer(named_hessian()),
     "curvature.trace.Diagonal": lambda: sp.diagonal(np.diag([-2.0, 0.0, 5.0])),
     "curvature.trace.Trace": lambda: sp.trace(np.diag(np.arange(30.0)), 12),
     "demo.Demo": whole,

@@ -334,13 +334,25 @@ def test_parameters_are_chosen(chosen: Any, names: list[str]) -> None:
     assert_allclose(sp.hessian(some, theta).dense(), block, rtol=0, atol=1e-13)
 
 
+def test_blocks_are_restrictions() -> None:
+    module, x, y = small()
+    whole = st.objective(module, F.cross_entropy, (x, y))
+    theta = st.get_theta(module)
+    H, G = sp.hessian(whole, theta), sp.gauss_newton(whole, theta)
+    some = st.objective(module, F.cross_entropy, (x, y), params="3.*")
+    wanted = sp.hessian(some, st.get_theta(module, "3.*")).dense()
+    assert_allclose(H.restrict("3.*").dense(), wanted, rtol=0, atol=1e-14)
+    assert_allclose(G.restrict("3.*").dense(), wanted, rtol=0, atol=1e-12)  # the last is linear
+    assert sp.curvature_by_layer(H).layers == ["0", "1", "3"]
+
+
 def test_names_that_nothing_has_are_refused() -> None:
     module, x, y = small()
     with pytest.raises(
         ValueError, match=r"params: expected names of parameters \(0\.weight, .*wei"
     ):
         st.objective(module, F.cross_entropy, (x, y), params="0.weigth")
-    with pytest.raises(TypeError, match="params: expected names, patterns or a function"):
+    with pytest.raises(TypeError, match="params: expected names or patterns, got int"):
         st.get_theta(module, [3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="params: expected at least one parameter"):
         st.get_theta(module.requires_grad_(False))

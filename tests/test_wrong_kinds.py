@@ -121,6 +121,16 @@ CALLS: dict[str, Call] = {
             "theta": torch.zeros(6),
         },
     ),
+    "curvature_by_layer": Call(
+        sp.curvature_by_layer,
+        lambda: {
+            "H": sp.hessian(
+                sp.NetworkObjective(nn.Linear(2, 2), nn.CrossEntropy(), X, Y, dtype="float64"),
+                np.zeros(6),
+            ),
+            "products": 4,
+        },
+    ),
     "trace": Call(sp.trace, lambda: {"H": np.diag(np.arange(9.0)), "products": 6}),
     "diagonal": Call(sp.diagonal, lambda: {"H": np.diag(np.arange(9.0)), "products": 6}),
     "objective": Call(
@@ -292,14 +302,15 @@ CALLS |= dict(_optimizers())
 
 # Made by functions above, abstract, or without arguments to get wrong.
 RESULTS = {
-    "Analysis", "CriticalPoint", "DataWarning", "Diagonal", "Eigenpairs", "ModuleObjective",
-    "SpectralDensity", "Trace", "Entry", "Escape", "Fit", "GaussNewtonOperator", "History",
-    "KnownPoint", "Layer", "Linearization", "Loss", "Moments", "Objective", "Optimizer",
-    "Parameters", "Run", "Saved", "Schedule", "Slice1D", "Slice2D", "Standing", "State", "Surface",
-    "SurfaceLinearization", "Training", "UnsavedError", "Verification", "DeviceError",
-    "FileFormatError", "ArrayLike", "CrossEntropy", "MeanSquaredError", "GELU", "ReLU", "Tanh",
-    "Sigmoid", "Identity", "Sequential", "ExponentialDecay", "MonkeySaddle", "Saddle", "constant",
-    "inverse", "inverse_square", "chained", "info", "num_threads",
+    "Analysis", "BlockOperator", "CurvatureOperator", "LayerCurvature", "CriticalPoint",
+    "DataWarning", "Diagonal", "Eigenpairs", "ModuleObjective", "SpectralDensity", "Trace", "Entry",
+    "Escape", "Fit", "GaussNewtonOperator", "History", "KnownPoint", "Layer", "Linearization",
+    "Loss", "Moments", "Objective", "Optimizer", "Parameters", "Run", "Saved", "Schedule",
+    "Slice1D", "Slice2D", "Standing", "State", "Surface", "SurfaceLinearization", "Training",
+    "UnsavedError", "Verification", "DeviceError", "FileFormatError", "ArrayLike", "CrossEntropy",
+    "MeanSquaredError", "GELU", "ReLU", "Tanh", "Sigmoid", "Identity", "Sequential",
+    "ExponentialDecay", "MonkeySaddle", "Saddle", "constant", "inverse", "inverse_square",
+    "chained", "info", "num_threads",
 }  # fmt: skip
 
 

@@ -24,12 +24,14 @@ _WHERE = {
     "HessianOperator": "curvature",
     "History": "train",
     "NetworkObjective": "nn.objective",
+    "LayerCurvature": "curvature",
     "Objective": "objective",
     "SpectralDensity": "curvature",
     "Trace": "curvature",
     "Vector": "vector",
     "Verification": "curvature",
     "classify": "critical",
+    "curvature_by_layer": "curvature",
     "diagonal": "curvature",
     "eigsh": "curvature",
     "escape": "critical",
@@ -81,6 +83,8 @@ if TYPE_CHECKING:  # what the two tables say, for those who cannot run them
     from .curvature.hessian import hessian as hessian
     from .curvature.lanczos import Eigenpairs as Eigenpairs
     from .curvature.lanczos import eigsh as eigsh
+    from .curvature.layers import LayerCurvature as LayerCurvature
+    from .curvature.layers import curvature_by_layer as curvature_by_layer
     from .curvature.trace import Diagonal as Diagonal
     from .curvature.trace import Trace as Trace
     from .curvature.trace import diagonal as diagonal

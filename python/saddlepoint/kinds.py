@@ -296,6 +296,10 @@ class Kind:
         """An array on the device of ``x``, of its dtype unless one is given."""
         return np.empty(shape, x.dtype if dtype is None else dtype)
 
+    def zeros(self, x: ArrayLike, shape: tuple[int, ...]) -> ArrayLike:
+        """Zeros of the dtype of ``x``, on its device."""
+        return np.zeros(shape, x.dtype)
+
     def dense_like(self, x: ArrayLike) -> ArrayLike:
         """A dense array of the shape and dtype of ``x``, in its memory order where it has one."""
         return np.empty_like(x, subok=False)
@@ -385,6 +389,9 @@ class _Vectors(Kind):
     def empty(self, x: ArrayLike, shape: tuple[int, ...], dtype: Any = None) -> ArrayLike:
         return Vector._new(shape, x.dtype if dtype is None else np.dtype(dtype), x.device)
 
+    def zeros(self, x: ArrayLike, shape: tuple[int, ...]) -> ArrayLike:
+        return Vector._new(shape, x.dtype, x.device)  # whose memory is zero at first
+
     def dense_like(self, x: ArrayLike) -> ArrayLike:
         return Vector(x.shape, x.dtype, x.device, x.order)
 
@@ -439,6 +446,9 @@ class _Tensors(Kind):
 
     def empty(self, x: ArrayLike, shape: tuple[int, ...], dtype: Any = None) -> ArrayLike:
         return x.new_empty(shape, dtype=None if dtype is None else self._dtype(dtype))
+
+    def zeros(self, x: ArrayLike, shape: tuple[int, ...]) -> ArrayLike:
+        return x.new_zeros(shape)
 
     def dense_like(self, x: ArrayLike) -> ArrayLike:
         return sys.modules["torch"].empty_like(x)

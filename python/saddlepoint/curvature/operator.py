@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +13,22 @@ from numpy.typing import NDArray
 
 from ..errors import count, expected
 from ..kinds import kind_of, refuse_mask
+from ..names import chosen_names
 from ..objective import Linearization, Objective, check_point
-from ..vector import ArrayLike, check_directions, copy, gather, owned, rounding
+from ..vector import (
+    ArrayLike,
+    axpy,
+    check_directions,
+    copy,
+    gather,
+    owned,
+    rounding,
+)
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-__all__ = ["CurvatureOperator"]
+__all__ = ["BlockOperator", "CurvatureOperator"]
 
 _counting = threading.Lock()  # of products, which threads may ask for together
 
@@ -98,6 +109,33 @@ class CurvatureOperator(ABC):
         refuse_mask("x", x)
         return kind_of(self.theta).from_host(np.asarray(x, self.dtype), self.theta)
 
+    def restrict(self, names: str | Iterable[str]) -> BlockOperator:
+        """The diagonal block of some named parts of θ: a layer's curvature, the others held fixed.
+
+        Parameters
+        ----------
+        names : str or iterable of str
+            Names, or patterns of the shell: ``"layer1.*"``.
+
+        Raises
+        ------
+        TypeError
+            Where the objective's θ has no names.
+        ValueError
+            For a name that no part has.
+
+        Examples
+        --------
+        >>> import saddlepoint as sp
+        >>> from saddlepoint import nn
+        >>> digits = sp.data.digits("float64")
+        >>> net = nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
+        >>> loss = sp.NetworkObjective(net, nn.CrossEntropy(), digits.x, digits.y, dtype="float64")
+        >>> sp.hessian(loss, net.init(0, "float64").theta).restrict("2.*").shape
+        (90, 90)
+        """
+        return BlockOperator(self, names)
+
     def to_scipy(self) -> LinearOperator:
         """A ``scipy.sparse.linalg.LinearOperator`` on host arrays."""
         try:
@@ -111,3 +149,59 @@ class CurvatureOperator(ABC):
         return LinearOperator(
             self.shape, matvec=product, rmatvec=product, matmat=product, dtype=self.dtype
         )
+
+
+class BlockOperator(CurvatureOperator):
+    """PᵀAP of another operator A, where P picks the named parts of θ; see `restrict`.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The parts, in the order of θ.
+    """
+
+    def __init__(self, whole: CurvatureOperator, names: str | Iterable[str]) -> None:
+        parts = getattr(whole.objective, "parts", None)
+        if not isinstance(parts, dict):
+            what = "one whose θ has names (parts)"
+            raise TypeError(expected("objective", what, type(whole.objective).__name__))
+        self.names = chosen_names(list(parts), names, "names")
+        self._whole = whole
+        self._spans = [parts[name] for name in self.names]
+        ends = list(accumulate(map(_length, self._spans)))
+        self._places = list(map(slice, [0, *ends[:-1]], ends))  # where they are here
+        self.objective, self.loss = whole.objective, whole.loss
+        self.dtype, self.eps, self.products = whole.dtype, whole.eps, 0
+        self.shape = (ends[-1], ends[-1])
+        self.theta, self.gradient = self._picked(whole.theta), self._picked(whole.gradient)
+
+    def _picked(self, x: ArrayLike) -> ArrayLike:
+        """The parts of (n,), one after the other."""
+        kind = kind_of(x)
+        result = kind.zeros(x, (sum(map(_length, self._spans)),))
+        for there, here in zip(self._places, self._spans, strict=True):
+            axpy(1.0, kind.rows(x, here), kind.rows(result, there))
+        return result
+
+    def _spread(self, v: ArrayLike) -> ArrayLike:
+        """(n,) that is v in the parts and 0 elsewhere."""
+        kind = kind_of(v)
+        result = kind.zeros(v, (self._whole.shape[0],))
+        for here, there in zip(self._places, self._spans, strict=True):
+            axpy(1.0, kind.rows(v, here), kind.rows(result, there))
+        return result
+
+    def _times(self, v: ArrayLike) -> ArrayLike:
+        if len(v.shape) == 1:
+            return self._picked(self._whole.matvec(self._spread(v)))
+        kind, m = kind_of(v), self.shape[0]
+        rows = kind.columns(v)  # each direction in one piece
+        out = kind.zeros(v, tuple(rows.shape))
+        for j in range(rows.shape[0]):
+            one, there = (kind.reshaped(kind.rows(x, slice(j, j + 1)), (m,)) for x in (rows, out))
+            axpy(1.0, self._times(one), there)
+        return out.T
+
+
+def _length(span: slice) -> int:
+    return int(span.stop - span.start)

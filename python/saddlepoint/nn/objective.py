@@ -168,6 +168,11 @@ class NetworkObjective:
             "accumulate": chunk.begin > 0,
         }
 
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Where each named array of the network lies in θ."""
+        return {e.name: slice(e.offset, e.offset + e.size) for e in self.net.table}
+
     def check_theta(self, theta: ArrayLike) -> None:
         """Raise unless ``theta`` is an (n,) array of this objective's dtype."""
         check_theta(theta, self)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -279,6 +280,14 @@ class ModuleObjective:
 
     def __reduce__(self) -> Any:
         return ModuleObjective, self._arguments(self.dtype if self._converts else None)
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Where each parameter lies in θ."""
+        ends = list(accumulate(self.layout.sizes))
+        begins = (0, *ends[:-1])
+        spans = zip(self.layout.names, begins, ends, strict=True)
+        return {name: slice(begin, end) for name, begin, end in spans}
 
     def get_theta(self) -> Tensor:
         """θ of the module as it is now, in the objective's dtype."""

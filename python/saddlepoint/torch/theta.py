@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from torch.utils.dlpack import from_dlpack
 
 from ..errors import expected, instance
 from ..kinds import Vector, check_array, dtype_name
+from ..names import chosen_names
 
 __all__ = ["Layout", "Selection", "exchanged", "get_theta", "load_theta", "unwrapped"]
 
@@ -130,19 +129,7 @@ def _chosen(all_: dict[str, nn.Parameter], params: Selection) -> dict[str, nn.Pa
         return {name: p for name, p in all_.items() if p.requires_grad}
     if callable(params):
         return {name: p for name, p in all_.items() if params(name, p)}
-    taken: set[str] = set()
-    patterns = [params] if isinstance(params, str) else params
-    for pattern in patterns if isinstance(patterns, Iterable) else [patterns]:
-        if not isinstance(pattern, str):
-            what = "names, patterns or a function of name and parameter"
-            raise TypeError(expected("params", what, type(pattern).__name__))
-        found = fnmatch.filter(all_, pattern)
-        if not found:
-            close = difflib.get_close_matches(pattern, all_, 3, 0.3) or list(all_)[:3]
-            what = f"names of parameters ({', '.join(close)}, …)"
-            raise ValueError(expected("params", what, repr(pattern)))
-        taken.update(found)
-    return {name: p for name, p in all_.items() if name in taken}
+    return {name: all_[name] for name in chosen_names(list(all_), params, "params")}
 
 
 def _check_parameter(name: str, p: nn.Parameter) -> None:
