@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,7 +12,7 @@ import numpy as np
 from .errors import expected, kind_with_remedy
 from .kinds import ArrayLike, check_array, dtype_name
 
-__all__ = ["Linearization", "Objective", "check_point", "check_theta"]
+__all__ = ["Linearization", "Objective", "check_point", "check_theta", "chosen_names"]
 
 
 class Linearization(Protocol):
@@ -24,7 +27,10 @@ class Linearization(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A twice differentiable loss of a vector θ ∈ ℝⁿ."""
+    """A twice differentiable loss of a vector θ ∈ ℝⁿ.
+
+    Where the parts of θ have names, ``parts`` is a dict of their slices.
+    """
 
     @property
     def size(self) -> int: ...
@@ -53,3 +59,29 @@ def check_theta(theta: Any, objective: Any) -> None:
         raise TypeError(expected("theta", f"dtype {wanted}", got))
     if tuple(theta.shape) != (objective.size,):
         raise ValueError(expected("theta", f"shape ({objective.size},)", tuple(theta.shape)))
+
+
+def chosen_names(all_: Sequence[str], wanted: Any, argument: str) -> tuple[str, ...]:
+    """Those that names or patterns of the shell pick, in their own order.
+
+    Raises
+    ------
+    TypeError
+        For what is no text, or no collection of texts.
+    ValueError
+        For a pattern that picks nothing; the message has names that are close.
+    """
+    patterns = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else wanted
+    taken: set[str] = set()
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(expected(argument, "names or patterns", type(pattern).__name__))
+        found = fnmatch.filter(all_, pattern)
+        if not found:
+            close = difflib.get_close_matches(pattern, all_, 3, 0.3) or list(all_)[:3]
+            what = f"names of parameters ({', '.join(close)}, …)"
+            raise ValueError(expected(argument, what, repr(pattern)))
+        taken.update(found)
+    if not taken:
+        raise ValueError(expected(argument, "at least one name", "none"))
+    return tuple(name for name in all_ if name in taken)

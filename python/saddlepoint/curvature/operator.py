@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import count, expected
 from ..kinds import kind_of, refuse_mask
-from ..names import chosen_names
-from ..objective import Linearization, Objective, check_point
+from ..objective import Linearization, Objective, check_point, chosen_names
 from ..vector import (
     ArrayLike,
     axpy,

@@ -16,7 +16,7 @@ from torch.utils.dlpack import from_dlpack
 
 from ..errors import expected, instance
 from ..kinds import Vector, check_array, dtype_name
-from ..names import chosen_names
+from ..objective import chosen_names
 
 __all__ = ["Layout", "Selection", "exchanged", "get_theta", "load_theta", "unwrapped"]
 
