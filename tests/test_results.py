@@ -27,6 +27,7 @@ from saddlepoint.history import History
 from saddlepoint.results import Result, panels
 from saddlepoint.studies import batch_norm as study
 from saddlepoint.surfaces import Quadratic, Saddle
+from saddlepoint.torch import AdamStability
 
 # Frozen dataclasses that are not results: what is asked for, and parts of other things.
 OTHERS = {
@@ -137,6 +138,7 @@ RESULTS = {
     "studies.batch_norm.Run": lambda: study.learning_curves(
         SMALL, (0.1,), epochs=1, setting=SETTING
     ).runs[1],
+    "torch.stability.AdamStability": lambda: AdamStability(30.0, 0.1, 38.0, 12),
     "studies.batch_norm.StepLandscape": lambda: study.step_landscape(
         SMALL, steps=6, setting=SETTING
     ),

@@ -584,6 +584,65 @@ def test_networks_made_of_modules() -> None:
     assert_array_equal(params.theta, st.get_theta(module))
 
 
+@pytest.mark.parametrize(
+    "make", [torch.optim.Adam, torch.optim.AdamW, st.optim.Adam, st.optim.AdamW]
+)
+def test_the_curvature_that_adam_sees(make: Any) -> None:
+    module, x, y = small()
+    module.eval()
+    groups = [
+        {"params": module[0].parameters(), "lr": 0.02},
+        {"params": [*module[1].parameters(), *module[3].parameters()]},
+    ]
+    adam = make(groups, lr=0.01, betas=(0.8, 0.95), eps=1e-6)
+    grads: list[Tensor] = []
+    for _ in range(7):
+        adam.zero_grad()
+        F.cross_entropy(module(x), y).backward()
+        grads.append(torch.cat([p.grad.reshape(-1) for p in module.parameters()]))
+        adam.step()
+    v = torch.zeros(53, dtype=torch.float64)
+    for g in grads:
+        v = 0.95 * v + 0.05 * g**2
+    rate = torch.full((53,), 0.01, dtype=torch.float64)
+    rate[:25] = 0.02
+    p = ((v / (1 - 0.95**7)).sqrt() + 1e-6) / rate
+    objective = st.objective(module, F.cross_entropy, (x, y))
+    H = sp.hessian(objective, st.get_theta(module))
+    dense = H.dense() / torch.sqrt(p[:, None] * p).numpy()
+    found = st.adam_stability(H, adam)
+    assert found.sharpness == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-6)
+    assert found.limit == pytest.approx(2 * 1.8 / 0.2)
+    assert found.stable
+    assert_allclose(sp.preconditioned(H, p).dense(), dense, rtol=0, atol=1e-9 * np.abs(dense).max())
+
+
+def test_adams_limit_is_where_its_steps_grow() -> None:
+    """On a parabola with the second moments held: just below it, and just beyond."""
+    beta, eta, root = 0.9, 0.01, 0.5  # √v̂
+    limit = 2 * (1 + beta) / (1 - beta)
+    for share, grows in ((0.98, False), (1.02, True)):
+        curvature = share * limit * root / eta
+        x, m = 1.0, 0.0
+        for _ in range(3000):
+            m = beta * m + (1 - beta) * curvature * x
+            x -= eta * m / root
+        assert (abs(x) > 1.0) == grows
+
+
+def test_optimizers_without_second_moments_are_refused() -> None:
+    module, x, y = small()
+    H = sp.hessian(st.objective(module, F.cross_entropy, (x, y)), st.get_theta(module))
+    with pytest.raises(TypeError, match="optimizer: expected one like Adam"):
+        st.adam_stability(H, torch.optim.SGD(module.parameters()))
+    with pytest.raises(ValueError, match=r"optimizer: expected one that has stepped 0\.weight"):
+        st.adam_stability(H, torch.optim.Adam(module.parameters()))
+    with pytest.raises(TypeError, match=r"H: expected an operator of saddlepoint\.torch"):
+        st.adam_stability(sp.hessian(sp.surfaces.Saddle(), np.zeros(2)), None)
+    with pytest.raises(ValueError, match="diagonal: expected finite numbers above 0"):
+        sp.preconditioned(H, torch.zeros(53, dtype=torch.float64))
+
+
 def test_gauss_newton_needs_outputs() -> None:
     module, data, example = build("returns its loss")
     theta = st.get_theta(module)

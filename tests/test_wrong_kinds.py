@@ -92,6 +92,15 @@ def _saved() -> Any:
     return norm.batch_norm(**_layer())[1]
 
 
+def _stepped_by_adam() -> dict[str, Any]:
+    module = torch.nn.Linear(2, 2)
+    adam = torch.optim.Adam(module.parameters())
+    torch.nn.functional.mse_loss(module(torch.eye(2)), torch.eye(2)).backward()
+    adam.step()
+    loss = st.objective(module, torch.nn.MSELoss(), (torch.eye(2), torch.eye(2)))
+    return {"H": sp.hessian(loss, st.get_theta(module)), "optimizer": adam}
+
+
 CALLS: dict[str, Call] = {
     "fit": Call(sp.fit, _fit),
     "predict": Call(training.predict, lambda: {"net": NET, "params": PARAMS, "x": X}),
@@ -131,6 +140,11 @@ CALLS: dict[str, Call] = {
             "products": 4,
         },
     ),
+    "preconditioned": Call(
+        sp.preconditioned,
+        lambda: {"H": sp.hessian(SADDLE, np.zeros(2)), "diagonal": np.ones(2)},
+    ),
+    "adam_stability": Call(st.adam_stability, _stepped_by_adam),
     "trace": Call(sp.trace, lambda: {"H": np.diag(np.arange(9.0)), "products": 6}),
     "diagonal": Call(sp.diagonal, lambda: {"H": np.diag(np.arange(9.0)), "products": 6}),
     "objective": Call(
@@ -302,15 +316,15 @@ CALLS |= dict(_optimizers())
 
 # Made by functions above, abstract, or without arguments to get wrong.
 RESULTS = {
-    "Analysis", "BlockOperator", "CurvatureOperator", "LayerCurvature", "CriticalPoint",
-    "DataWarning", "Diagonal", "Eigenpairs", "ModuleObjective", "SpectralDensity", "Trace", "Entry",
-    "Escape", "Fit", "GaussNewtonOperator", "History", "KnownPoint", "Layer", "Linearization",
-    "Loss", "Moments", "Objective", "Optimizer", "Parameters", "Run", "Saved", "Schedule",
-    "Slice1D", "Slice2D", "Standing", "State", "Surface", "SurfaceLinearization", "Training",
-    "UnsavedError", "Verification", "DeviceError", "FileFormatError", "ArrayLike", "CrossEntropy",
-    "MeanSquaredError", "GELU", "ReLU", "Tanh", "Sigmoid", "Identity", "Sequential",
-    "ExponentialDecay", "MonkeySaddle", "Saddle", "constant", "inverse", "inverse_square",
-    "chained", "info", "num_threads",
+    "AdamStability", "Analysis", "PreconditionedOperator", "BlockOperator", "CurvatureOperator",
+    "LayerCurvature", "CriticalPoint", "DataWarning", "Diagonal", "Eigenpairs", "ModuleObjective",
+    "SpectralDensity", "Trace", "Entry", "Escape", "Fit", "GaussNewtonOperator", "History",
+    "KnownPoint", "Layer", "Linearization", "Loss", "Moments", "Objective", "Optimizer",
+    "Parameters", "Run", "Saved", "Schedule", "Slice1D", "Slice2D", "Standing", "State", "Surface",
+    "SurfaceLinearization", "Training", "UnsavedError", "Verification", "DeviceError",
+    "FileFormatError", "ArrayLike", "CrossEntropy", "MeanSquaredError", "GELU", "ReLU", "Tanh",
+    "Sigmoid", "Identity", "Sequential", "ExponentialDecay", "MonkeySaddle", "Saddle", "constant",
+    "inverse", "inverse_square", "chained", "info", "num_threads",
 }  # fmt: skip
 
 

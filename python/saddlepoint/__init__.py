@@ -40,6 +40,7 @@ _WHERE = {
     "hessian": "curvature",
     "info": "_info",
     "num_threads": "_native",
+    "preconditioned": "curvature",
     "set_num_threads": "_native",
     "spectral_density": "curvature",
     "trace": "curvature",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:  # what the two tables say, for those who cannot run them
     from .curvature.lanczos import eigsh as eigsh
     from .curvature.layers import LayerCurvature as LayerCurvature
     from .curvature.layers import curvature_by_layer as curvature_by_layer
+    from .curvature.preconditioned import preconditioned as preconditioned
     from .curvature.trace import Diagonal as Diagonal
     from .curvature.trace import Trace as Trace
     from .curvature.trace import diagonal as diagonal

@@ -6,6 +6,7 @@ from .hessian import HessianOperator, Verification, hessian
 from .lanczos import Eigenpairs, eigsh
 from .layers import LayerCurvature, curvature_by_layer
 from .operator import BlockOperator, CurvatureOperator
+from .preconditioned import PreconditionedOperator, preconditioned
 from .trace import Diagonal, Trace, diagonal, trace
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "GaussNewtonOperator",
     "HessianOperator",
     "LayerCurvature",
+    "PreconditionedOperator",
     "SpectralDensity",
     "Trace",
     "Verification",
@@ -24,6 +26,7 @@ __all__ = [
     "eigsh",
     "gauss_newton",
     "hessian",
+    "preconditioned",
     "spectral_density",
     "trace",
 ]

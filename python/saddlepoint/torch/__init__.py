@@ -14,6 +14,17 @@ except ModuleNotFoundError as error:
 from . import nn, optim
 from .network import to_network
 from .objective import ModuleObjective, objective
+from .stability import AdamStability, adam_stability
 from .theta import get_theta, load_theta
 
-__all__ = ["ModuleObjective", "get_theta", "load_theta", "nn", "objective", "optim", "to_network"]
+__all__ = [
+    "AdamStability",
+    "ModuleObjective",
+    "adam_stability",
+    "get_theta",
+    "load_theta",
+    "nn",
+    "objective",
+    "optim",
+    "to_network",
+]
