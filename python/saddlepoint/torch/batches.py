@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from ..errors import expected
 
-__all__ = ["Batch", "LossFunction", "batches_of", "mapped", "rows_of", "tensors"]
+__all__ = ["Batch", "LossFunction", "batches_of", "joined", "mapped", "rows_of", "tensors"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,15 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, (tuple, list)):
         for value in tree:
             yield from tensors(value)
+
+
+def joined(tree: Any, other: Any) -> Any:
+    """Two structures as one of all their rows; None where their rows differ in shape."""
+    pairs = list(zip(tensors(tree), tensors(other), strict=True))
+    if any(a.shape[1:] != b.shape[1:] for a, b in pairs):
+        return None
+    both = iter([torch.cat([a, b]) if a.ndim else a for a, b in pairs])
+    return mapped(lambda _: next(both), tree)
 
 
 def rows_of(tree: Any) -> int:

@@ -20,7 +20,7 @@ from ..errors import DeviceError, brief, count, expected, instance, one_of
 from ..kinds import ArrayLike, device_of, dtype_name, float_dtype, kind_of
 from ..nn.objective import NetworkLinearization, NetworkObjective
 from ..vector import axpy, check_directions, copy, norm
-from .batches import Batch, LossFunction, batches_of, mapped, tensors
+from .batches import Batch, LossFunction, batches_of, joined, mapped, tensors
 from .conditions import couples_rows, kept_random_state, normalizations, precise, running
 from .network import native_objective
 from .theta import Layout, Selection, as_kind, as_tensor, exchanged, unwrapped
@@ -136,11 +136,11 @@ class ModuleObjective:
         """What each batch's loss counts for; the sum over the batches is that of the data."""
         parts, batches, counts = self._all_ranks(len(self._batches)), self._batches, None
         with self._modes(), torch.no_grad():
-            first, said = self._evaluated(0)
+            said = self._evaluated(0)[1]
             if said is not None:
                 rest = (self._evaluated(i)[1] for i in range(1, len(batches)))
                 counts = [said, *(c or 0.0 for c in rest)]
-            elif parts > 1 and (self._loss.sums or not (self._loss.known or self._means(first))):
+            elif parts > 1 and (self._loss.sums or not (self._loss.known or self._means())):
                 return [1.0] * len(batches)
         if counts is None:
             counts = [self._loss.weight(batch) for batch in batches]
@@ -149,32 +149,38 @@ class ModuleObjective:
             raise ValueError(expected("data", "something that the loss counts", "nothing"))
         return [c / total for c in counts] if parts > 1 else [1.0]
 
-    def _means(self, once: Tensor) -> bool:
-        """Whether a loss that nothing is known of is a mean: told by a batch that is there twice.
+    def _means(self) -> bool:
+        """Whether a loss that nothing is known of is a mean over samples, and not a sum.
 
-        A loss of (module, batch) is taken for a mean over samples, unless it ignores labels.
+        Told by the first batch and the last, apart and as one. A loss of (module, batch) is taken
+        for a mean over samples, unless it ignores labels.
         """
-        batch = self._batches[0]
+        first, last = self._batches[0], self._batches[-1]
         if self._loss.whole:
-            labels = batch.whole.get("labels") if isinstance(batch.whole, dict) else None
+            labels = first.whole.get("labels") if isinstance(first.whole, dict) else None
             if isinstance(labels, Tensor) and bool((labels < 0).any()):
                 what = "(total, count), since labels are ignored in part"
                 raise ValueError(expected("loss", what, "one number"))
             return True
 
-        def twice(x: Tensor) -> Tensor:
-            return torch.cat([x, x]) if x.ndim else x
+        def apart_and_together(module: Callable[..., Any]) -> list[float]:
+            output, other = first.call(module), last.call(module)
+            both = joined((output, first.target), (other, last.target))
+            if both is None:  # of other lengths
+                other, both = output, joined((output, first.target), (output, first.target))
+            target = first.target if other is output else last.target
+            losses = ((output, first.target), (other, target), both)
+            return [float(self._loss.function(z, t)) for z, t in losses]
 
-        def of_both(module: Callable[..., Any]) -> Any:
-            output = mapped(twice, batch.call(module))
-            return self._loss.function(output, mapped(twice, batch.target))
-
-        one, both = float(once), float(self._with(of_both))
-        for factor in (1.0, 2.0):
-            if math.isclose(both, factor * one, rel_tol=1e-4, abs_tol=1e-7):
-                return factor == 1.0
+        one, another, both = self._with(apart_and_together)
+        rows, others = first.rows, last.rows
+        mean = (rows * one + others * another) / (rows + others)
+        for value, answer in ((mean, True), (one + another, False)):
+            if math.isclose(both, value, rel_tol=1e-4, abs_tol=1e-7):
+                return answer
         what = "a mean or a sum over the samples of a batch, or (total, count)"
-        raise ValueError(expected("loss", what, f"{one:.6g} of one batch, {both:.6g} of it twice"))
+        got = f"{one:.6g} and {another:.6g} of two batches, {both:.6g} of them as one"
+        raise ValueError(expected("loss", what, got))
 
     def _all_ranks(self, x: float) -> float:
         if self._group is None:
