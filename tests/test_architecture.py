@@ -463,8 +463,11 @@ def test_extensions_are_small() -> None:
     assert isinstance(_core.__file__, str)
     extensions = list(Path(_core.__file__).parent.glob("_c*.so"))
     assert extensions
+    # The CUDA one has batch norm's loops for each stored type, activation and form, for two
+    # architectures and as PTX: 11.4 MB, of which 7 are those.
+    limits = {"_core": 2e6, "_cuda": 12e6}
     for extension in extensions:
-        assert extension.stat().st_size < 10e6, extension
+        assert extension.stat().st_size < limits[extension.name.partition(".")[0]], extension
 
 
 MODULES = [
