@@ -465,7 +465,7 @@ def test_extensions_are_small() -> None:
     assert extensions
     # The CUDA one has batch norm's loops for each stored type, activation and form, for two
     # architectures and as PTX: 11.4 MB, of which 7 are those.
-    limits = {"_core": 2e6, "_cuda": 12e6}
+    limits = {"_core": 7e6, "_cuda": 12e6}
     for extension in extensions:
         assert extension.stat().st_size < limits[extension.name.partition(".")[0]], extension
 
