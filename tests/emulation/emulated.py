@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import saddlepoint
 
 BUILT = Path(os.environ["SADDLEPOINT_EMULATED"]) / "saddlepoint"
-saddlepoint.__path__.append(str(BUILT))
+saddlepoint.__path__.insert(0, str(BUILT))  # before a CUDA build that is installed
 runtime = ctypes.CDLL(str(BUILT / "libcublas.so.13"))
 runtime.emulation_fault.restype = ctypes.c_char_p
 runtime.emulation_holds.argtypes = [ctypes.c_void_p]
