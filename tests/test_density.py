@@ -13,7 +13,7 @@ from scipy import stats
 
 import saddlepoint as sp
 from saddlepoint import nn
-from saddlepoint.curvature.density import student
+from saddlepoint.curvature.density import _below, student
 
 Array = NDArray[np.float64]
 
@@ -114,6 +114,23 @@ def test_a_probe_is_the_quadrature_of_its_vector(rng: np.random.Generator) -> No
         )
     tenth = v @ np.linalg.matrix_power(matrix, 10) @ v
     assert abs(found.weights[0] @ found.nodes[0] ** 10 - tenth) > 1e-6 * tenth
+
+
+def test_a_quadrature_bounds_what_is_below(rng: np.random.Generator) -> None:
+    """Of each vector's own measure, wherever one looks; and no bound is always reached."""
+    reached = 0
+    for seed in range(40):
+        values = rng.standard_normal(25)
+        q, _ = np.linalg.qr(rng.standard_normal((25, 25)))
+        found = sp.spectral_density((q * values) @ q.T, 6, 1, rng=seed)
+        v = np.random.default_rng(seed).standard_normal(25)
+        weights = (q.T @ (v / np.linalg.norm(v))) ** 2
+        for x in rng.uniform(-2.5, 2.5, 20):
+            value, low, high = _below(found.nodes[0], found.weights[0], x, 25)
+            exact = weights[values < x].sum()
+            assert low - 1e-10 <= exact <= high + 1e-10
+            reached += exact < value - 1e-3 or exact > value + 1e-3
+    assert reached > 100  # the quadrature alone would not do
 
 
 def test_no_ghosts(rng: np.random.Generator) -> None:

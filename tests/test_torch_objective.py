@@ -941,12 +941,14 @@ def test_bags_are_those_of_pytorch(form: str, padding: int | None, mode: str) ->
 def test_modules_that_write_to_their_parameters_leave_theta_alone() -> None:
     module = nn.Sequential(nn.Embedding(5, 3, max_norm=0.1), nn.Flatten(), nn.Linear(6, 2)).double()
     data = torch.randint(0, 5, (7, 2)), torch.randint(0, 2, (7,))
-    objective = st.objective(module, F.cross_entropy, data)
     theta = st.get_theta(module)
     before = theta.clone()
-    objective.loss(theta), objective.gradient(theta), objective.linearize(theta)
-    assert torch.equal(theta, before)
-    assert torch.equal(st.get_theta(module), before)
+    for params in (None, "2.*"):  # the embedding held fixed, too
+        objective = st.objective(module, F.cross_entropy, data, params=params)
+        some = theta if params is None else st.get_theta(module, params)
+        objective.loss(some), objective.gradient(some), objective.linearize(some)
+        assert torch.equal(theta, before)
+        assert torch.equal(st.get_theta(module), before)
 
 
 def of_two(rank: int, folder: str) -> None:

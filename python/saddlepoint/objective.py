@@ -12,7 +12,7 @@ import numpy as np
 from .errors import expected, kind_with_remedy
 from .kinds import ArrayLike, check_array, dtype_name
 
-__all__ = ["Linearization", "Objective", "check_point", "check_theta", "chosen_names"]
+__all__ = ["Linearization", "Objective", "check_point", "check_theta", "chosen_names", "parts_of"]
 
 
 class Linearization(Protocol):
@@ -59,6 +59,15 @@ def check_theta(theta: Any, objective: Any) -> None:
         raise TypeError(expected("theta", f"dtype {wanted}", got))
     if tuple(theta.shape) != (objective.size,):
         raise ValueError(expected("theta", f"shape ({objective.size},)", tuple(theta.shape)))
+
+
+def parts_of(objective: Any) -> dict[str, slice]:
+    """Where the named parts of θ lie; TypeError where they have no names."""
+    parts = getattr(objective, "parts", None)
+    if not isinstance(parts, dict):
+        what = "one whose θ has names (parts)"
+        raise TypeError(expected("objective", what, type(objective).__name__))
+    return parts
 
 
 def chosen_names(all_: Sequence[str], wanted: Any, argument: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import count, expected
+from ..objective import parts_of
 from ..progress import progress
 from ..results import COLORS, Result, panels
 from .lanczos import eigsh
@@ -71,7 +72,7 @@ class LayerCurvature(Result):
         left.hlines(y, self.lambda_min, self.lambda_max, color=COLORS["blue"], lw=3)
         left.axvline(0.0, color=COLORS["muted"], lw=0.8)
         left.set(xlabel="eigenvalues", yticks=y, yticklabels=self.layers)
-        right.barh(y, self.share, xerr=None, color=COLORS["green"])
+        right.barh(y, self.share, color=COLORS["green"])
         right.set(xlabel="share of the traces", yticks=[])
         return figure
 
@@ -115,12 +116,8 @@ def curvature_by_layer(
     if not isinstance(H, CurvatureOperator):
         raise TypeError(expected("H", "a Hessian or Gauss-Newton operator", type(H).__name__))
     count("products", products, 4)
-    parts = getattr(H.objective, "parts", None)
-    if not isinstance(parts, dict):
-        what = "that of an objective whose θ has names (parts)"
-        raise TypeError(expected("H", what, f"that of a {type(H.objective).__name__}"))
     layers: dict[str, list[str]] = {}
-    for name in parts:
+    for name in parts_of(H.objective):
         layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
     sizes, low, high, traces, errors, spent = [], [], [], [], [], 0
     with progress("layers", len(layers), show_progress) as tick:

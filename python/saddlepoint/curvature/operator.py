@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import count, expected
 from ..kinds import kind_of, refuse_mask
-from ..objective import Linearization, Objective, check_point, chosen_names
+from ..objective import Linearization, Objective, check_point, chosen_names, parts_of
 from ..vector import (
     ArrayLike,
     axpy,
@@ -160,10 +160,7 @@ class BlockOperator(CurvatureOperator):
     """
 
     def __init__(self, whole: CurvatureOperator, names: str | Iterable[str]) -> None:
-        parts = getattr(whole.objective, "parts", None)
-        if not isinstance(parts, dict):
-            what = "one whose θ has names (parts)"
-            raise TypeError(expected("objective", what, type(whole.objective).__name__))
+        parts = parts_of(whole.objective)
         self.names = chosen_names(list(parts), names, "names")
         self._whole = whole
         self._spans = [parts[name] for name in self.names]

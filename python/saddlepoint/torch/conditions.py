@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from .nn.modules import BatchNormAct
 from .twice import TwiceDifferentiable
 
-__all__ = ["couples_rows", "kept_random_state", "normalizations", "precise", "running"]
+__all__ = ["couples_rows", "kept_random_state", "normalizations", "precise", "running", "seed"]
 
 
 def normalizations(module: nn.Module) -> list[nn.Module]:
@@ -45,6 +45,14 @@ def kept_random_state(device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
+
+
+def seed(device: torch.device, value: int) -> None:
+    """Seed the generators that `kept_random_state` puts back: of the host and of one device."""
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(value)
 
 
 @contextmanager

@@ -21,9 +21,17 @@ from ..kinds import ArrayLike, device_of, dtype_name, float_dtype, kind_of
 from ..nn.objective import NetworkLinearization, NetworkObjective
 from ..vector import axpy, check_directions, copy, norm
 from .batches import Batch, LossFunction, batches_of, joined, mapped, tensors
-from .conditions import couples_rows, kept_random_state, normalizations, precise, running
+from .conditions import couples_rows, kept_random_state, normalizations, precise, running, seed
 from .network import native_objective
-from .theta import Layout, Selection, as_kind, as_tensor, exchanged, unwrapped
+from .theta import (
+    Layout,
+    Selection,
+    as_kind,
+    as_tensor,
+    exchanged,
+    unwrapped,
+    written_parameters,
+)
 
 __all__ = ["ModuleLinearization", "ModuleObjective", "objective"]
 
@@ -32,9 +40,79 @@ _SEED = 0  # of the one mask of dropout="fixed"
 
 
 class ModuleObjective:
-    """The loss of a PyTorch module on fixed data, as a function of its parameters.
+    """The loss of a PyTorch module on data, for `hessian`, `eigsh`, `classify` and `escape`.
 
-    Made by `objective`, which describes the parameters.
+    Parameters
+    ----------
+    module : torch.nn.Module
+        It is found again as it was: parameters, buffers, gradients, modes, random state. Wrappers
+        of ``torch.compile``, DataParallel and DistributedDataParallel are taken off.
+    loss : callable
+        ``loss(output, target)``, PyTorch's modules and functions among them; or
+        ``loss(module, batch)``, told by the name of its first argument (module, model or net), for
+        modules that compute their loss. Either returns one number, or (total, count) where it is
+        a mean over something else than samples: tokens that are no padding, say.
+    data : pair, list of pairs, or DataLoader
+        (input, target) pairs of tensors. A tuple as input is the module's arguments, a mapping its
+        named ones. Loaders are read once, in their order; those that shuffle are refused.
+    params : str, iterable of str, or callable, optional
+        Names or patterns of parameters, or ``f(name, parameter) -> bool``; by default all that ask
+        for gradients. Those that the loss does not use have zero gradients.
+    batch_norm : "frozen" or "batch"
+        Normalize with the running statistics, or with those of each batch, through which the
+        derivatives go. Statistics are never updated.
+    dropout : "off" or "fixed"
+        No dropout, or one mask for each batch, the same in every evaluation. With "fixed" all
+        submodules but normalizations are in training mode.
+    micro_batch : int, optional
+        Rows that are evaluated together, where samples do not depend on each other.
+    device : optional
+        For a check: data go to the module's device.
+    group : torch.distributed group, or True, optional
+        Each rank has its share of the data; losses, gradients and products are of all. True is the
+        default group.
+    dtype : float32 or float64, optional
+        Compute in it, whatever the parameters are: they, buffers and data are converted on the way.
+    memory_budget : int
+        Bytes that the stored activations may take; above it, products recompute them batch by
+        batch.
+    engine : "auto", "autograd" or "native"
+        What computes Hessian products: PyTorch's double backward, or the kernels of this package,
+        which have linear layers, activations and batch normalization of (N, C) in Sequentials, with
+        a mean of cross-entropy or squares. "auto" takes the native ones where they have everything,
+        and where loss and gradient at θ agree with PyTorch's to rounding.
+
+    Attributes
+    ----------
+    size : int
+        n. It works on arrays (n,) of its ``dtype``: PyTorch's, NumPy's, or `Vector`.
+    parts : dict
+        Where each parameter lies in θ, by name.
+    native : NetworkObjective or None
+        The same objective on the native engine, where that has its layers and its loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For modules with lazy, meta, complex, sparse, quantized or distributed parameters, half
+        precision without ``dtype``, data without samples, a loader that shuffles, a loss that is
+        no scalar, or a ``micro_batch`` where batch statistics couple rows.
+
+    Notes
+    -----
+    Every sample weighs the same: a batch's mean counts by what it is a mean over (samples,
+    elements, labels that are not ignored, by their class weights). Attention runs by PyTorch's math
+    kernel, the one that has a second derivative; float32 is float32, without TensorFloat-32.
+
+    Examples
+    --------
+    >>> import torch, saddlepoint as sp, saddlepoint.torch as st
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    >>> x = torch.randn(8, 2)
+    >>> loss = st.objective(model, torch.nn.functional.mse_loss, (x, x.sum(1, keepdim=True)))
+    >>> H = sp.hessian(loss, st.get_theta(model))
+    >>> H.shape, (H @ torch.ones(13)).shape
+    ((13, 13), torch.Size([13]))
     """
 
     def __init__(
@@ -211,6 +289,7 @@ class ModuleObjective:
             return x.detach().to(self.layout.dtype) if converts else x.detach()
 
         state = {name: cast(p) for name, p in self.module.named_parameters()}
+        state |= {name: state[name].clone() for name in written_parameters(self.module)}
         state |= {name: cast(b).clone() for name, b in self.module.named_buffers()}
         if parameters is not None:
             state |= zip(self.layout.names, parameters, strict=True)
@@ -221,7 +300,7 @@ class ModuleObjective:
         self, index: int, parameters: list[Tensor] | None = None
     ) -> tuple[Tensor, float | None]:
         """The loss of a batch, and what it says that it counts; with the batch's dropout masks."""
-        torch.manual_seed(_SEED + index)
+        seed(self.layout.device, _SEED + index)
         batch = self._batches[index]
         loss, said = self._with(lambda module: self._loss(module, batch), parameters)
         return loss, said
@@ -251,7 +330,7 @@ class ModuleObjective:
 
     def loss(self, theta: ArrayLike) -> float:
         """L at θ."""
-        # A copy, since there are modules that write to their parameters (Embedding's max_norm).
+        # A copy, since there are modules that write to their parameters.
         parameters = self.layout.split(self.check_theta(theta).clone())
         with self._modes(), torch.no_grad():
             total = sum(float(self._part(i, parameters)) for i in range(len(self._batches)))
@@ -482,7 +561,7 @@ class _Pushed:
     """Jᵀ H_L J of one batch: J by differentiating Jᵀu, which is linear in u, once more."""
 
     def __init__(self, objective: ModuleObjective, index: int, leaves: list[Tensor]) -> None:
-        torch.manual_seed(_SEED + index)
+        seed(objective.layout.device, _SEED + index)
         batch = objective._batches[index]
         output = objective._with(batch.call, leaves)
         self._leaves = leaves
@@ -548,91 +627,5 @@ def _refuse_quantized(module: nn.Module) -> None:
             raise TypeError(expected("module", "no quantized parts, which have no gradient", got))
 
 
-def objective(
-    module: nn.Module,
-    loss: Any,
-    data: Any,
-    params: Selection = None,
-    batch_norm: str = "frozen",
-    dropout: str = "off",
-    micro_batch: int | None = None,
-    device: Any = None,
-    group: Any = None,
-    dtype: DTypeLike | None = None,
-    memory_budget: int = 2 * _GIB,
-    engine: str = "auto",
-) -> ModuleObjective:
-    """The loss of a PyTorch module on data, for `hessian`, `eigsh`, `classify` and `escape`.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        It is found again as it was: parameters, buffers, gradients, modes, random state. Wrappers
-        of ``torch.compile``, DataParallel and DistributedDataParallel are taken off.
-    loss : callable
-        ``loss(output, target)``, PyTorch's modules and functions among them; or
-        ``loss(module, batch)``, told by the name of its first argument (module, model or net), for
-        modules that compute their loss. Either returns one number, or (total, count) where it is
-        a mean over something else than samples: tokens that are no padding, say.
-    data : pair, list of pairs, or DataLoader
-        (input, target) pairs of tensors. A tuple as input is the module's arguments, a mapping its
-        named ones. Loaders are read once, in their order; those that shuffle are refused.
-    params : str, iterable of str, or callable, optional
-        Names or patterns of parameters, or ``f(name, parameter) -> bool``; by default all that ask
-        for gradients. Those that the loss does not use have zero gradients.
-    batch_norm : "frozen" or "batch"
-        Normalize with the running statistics, or with those of each batch, through which the
-        derivatives go. Statistics are never updated.
-    dropout : "off" or "fixed"
-        No dropout, or one mask for each batch, the same in every evaluation. With "fixed" all
-        submodules but normalizations are in training mode.
-    micro_batch : int, optional
-        Rows that are evaluated together, where samples do not depend on each other.
-    device : optional
-        For a check: data go to the module's device.
-    group : torch.distributed group, or True, optional
-        Each rank has its share of the data; losses, gradients and products are of all. True is the
-        default group.
-    dtype : float32 or float64, optional
-        Compute in it, whatever the parameters are: they, buffers and data are converted on the way.
-    memory_budget : int
-        Bytes that the stored activations may take; above it, products recompute them batch by
-        batch.
-    engine : "auto", "autograd" or "native"
-        What computes Hessian products: PyTorch's double backward, or the kernels of this package,
-        which have linear layers, activations and batch normalization of (N, C) in Sequentials, with
-        a mean of cross-entropy or squares. "auto" takes the native ones where they have everything,
-        and where loss and gradient at θ agree with PyTorch's to rounding.
-
-    Returns
-    -------
-    ModuleObjective
-        Of size n, on arrays (n,) of its dtype: PyTorch's, NumPy's, or `Vector`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For modules with lazy, meta, complex, sparse, quantized or distributed parameters, half
-        precision without ``dtype``, data without samples, a loader that shuffles, a loss that is
-        no scalar, or a ``micro_batch`` where batch statistics couple rows.
-
-    Notes
-    -----
-    Every sample weighs the same: a batch's mean counts by what it is a mean over (samples,
-    elements, labels that are not ignored, by their class weights). Attention runs by PyTorch's math
-    kernel, the one that has a second derivative; float32 is float32, without TensorFloat-32.
-
-    Examples
-    --------
-    >>> import torch, saddlepoint as sp, saddlepoint.torch as st
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
-    >>> x = torch.randn(8, 2)
-    >>> loss = st.objective(model, torch.nn.functional.mse_loss, (x, x.sum(1, keepdim=True)))
-    >>> H = sp.hessian(loss, st.get_theta(model))
-    >>> H.shape, (H @ torch.ones(13)).shape
-    ((13, 13), torch.Size([13]))
-    """
-    return ModuleObjective(
-        module, loss, data, params, batch_norm, dropout, micro_batch, device, group, dtype,
-        memory_budget, engine,
-    )  # fmt: skip
+#: What users call: ``st.objective(module, loss, data)``.
+objective = ModuleObjective

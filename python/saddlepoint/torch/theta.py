@@ -18,7 +18,15 @@ from ..errors import expected, instance
 from ..kinds import Vector, check_array, dtype_name
 from ..objective import chosen_names
 
-__all__ = ["Layout", "Selection", "exchanged", "get_theta", "load_theta", "unwrapped"]
+__all__ = [
+    "Layout",
+    "Selection",
+    "exchanged",
+    "get_theta",
+    "load_theta",
+    "unwrapped",
+    "written_parameters",
+]
 
 # Names, patterns of the shell, or what says of a name and its parameter whether it is taken.
 Selection: TypeAlias = "str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None"
@@ -94,6 +102,15 @@ class Layout:
     def joined(self, parts: Iterable[Tensor]) -> Tensor:
         """One vector (n,) of parts in the shapes of the parameters."""
         return torch.cat([part.reshape(-1) for part in parts])
+
+
+def written_parameters(module: nn.Module) -> list[str]:
+    """Those that a forward pass writes to: embeddings shorten their rows to ``max_norm``."""
+    return [
+        f"{name}.weight".lstrip(".")
+        for name, m in module.named_modules()
+        if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm is not None
+    ]
 
 
 @contextmanager
